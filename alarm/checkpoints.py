@@ -1,0 +1,110 @@
+"""Loading reward models so that nothing is silently random, and batching what they read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from .errors import UserError
+
+# position ids start after the padding index in these
+_OFFSET_POSITIONS = ("roberta", "longformer", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _reported(role: str, path: str | Path) -> Iterator[None]:
+    """Whatever transformers raises on a broken or absent checkpoint becomes a UserError of one line."""
+    try:
+        with _quiet_transformers():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{role} {path} cannot be loaded ({reason[:300]}); give a local folder, or a hub name while online"
+        ) from error
+
+
+def load_config(path: str | Path, role: str):
+    """The configuration beside a checkpoint. UserError where there is none."""
+    with _reported(role, path):
+        return AutoConfig.from_pretrained(str(path))
+
+
+def load_model(
+    model_class, path: str | Path, role: str, device: torch.device | str, dtype: torch.dtype | str
+) -> PreTrainedModel:
+    """`model_class.from_pretrained`, in eval mode on `device`.
+
+    Raises UserError where it cannot be read and where weights are missing or have another shape (extra ones are fine).
+    `role`: what the message calls it.
+    """
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    with _reported(role, path):
+        model, info = model_class.from_pretrained(
+            str(path), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    absent = sorted({*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])})
+    if absent:
+        named = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        raise UserError(
+            f"{role} {path} lacks the weights {named}, or holds them in another shape; "
+            f"give a checkpoint of the kind {type(model).__name__}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a checkpoint. UserError where there is none, or only a slow one (no character offsets)."""
+    with _reported(f"the tokenizer of {role}", path):
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {role} {path} is a slow one; save it as tokenizer.json")
+    return tokenizer
+
+
+def position_limit(config, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest input in tokens, special ones included, that a model and its tokenizer take."""
+    limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if config.model_type in _OFFSET_POSITIONS:
+        limit -= (config.pad_token_id or 0) + 1
+    return min(limit, tokenizer.model_max_length)
+
+
+def padded_batches(
+    rows: list[list[int]], pad_id: int, batch_size: int, device: torch.device | str, multiple_of: int = 1
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of rows of similar length, longest first, padded on the right to a multiple of `multiple_of`.
+
+    Yields the indices of the rows, ids (b, T) and attention mask (b, T), int64 on `device`.
+    """
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        width = -(-len(rows[indices[0]]) // multiple_of) * multiple_of
+        ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for k, i in enumerate(indices):
+            ids[k, : len(rows[i])] = torch.tensor(rows[i])
+            mask[k, : len(rows[i])] = 1
+        yield indices, ids.to(device), mask.to(device)

@@ -1,0 +1,174 @@
+"""The flags that both train_ppo.py share, with the task's own defaults, and the checks that need no model."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from .errors import UserError
+from .types import REWARD_TYPES
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, except for switches, where `(default: False)` says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, False) or action.default is argparse.SUPPRESS:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser whose --help shows each default; abbreviations of flags are refused."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = finite_float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+# argparse names the type in its message: "invalid int value"
+positive_int.__name__, positive_float.__name__, finite_float.__name__ = "int", "float", "float"
+
+
+def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
+    """Add what both tasks share. `defaults` holds a value for each flag whose default is the task's own."""
+
+    def add(name: str, help: str, kind: type = str, **kwargs) -> None:
+        flags.add_argument(
+            f"--{name}", type=kind, default=kwargs.pop("default", defaults.get(name)), help=help, **kwargs
+        )
+
+    def switch(name: str, help: str) -> None:
+        flags.add_argument(f"--{name}", action="store_true", help=help)
+
+    switch("test", "generate answers to the test file, score them and write them as JSON to --save_dir")
+    switch("test_do_sample", "with --test: sample in place of greedy decoding")
+    switch("test_on_train", "with --test: answer the train file in place of the test file")
+    switch("overwrite", "with --test: replace the file at --save_dir if it exists")
+    add(
+        "policy_ckpt",
+        "policy to start from: a folder (base model, LoRA adapter, or an earlier --save_dir) or a hub name",
+    )
+    add("train_file", "prompts to train on (JSON list or JSON lines)")
+    add("dev_file", "prompts to evaluate on during training")
+    add("test_file", "prompts for --test")
+    add("save_dir", "where the run is written (a new folder); with --test, the JSON file to write", required=True)
+    add("run_name", "name of the run in the tracker", default="alarm")
+
+    add(
+        "reward_type",
+        "how the holistic reward and the aspect rewards are combined",
+        default="hierarchical",
+        choices=REWARD_TYPES,
+    )
+    switch("sigmoid_shaping", "pass aspect rewards through a sigmoid, so that they are positive")
+    switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")
+    add("hierarchical_threshold", "z-normalised holistic reward from which aspect rewards count", finite_float)
+    add("holistic_reward_weight", "weight of the holistic reward", finite_float)
+    add("holistic_model", "preference reward model: a folder or a hub name", default="openbmb/UltraRM-13b")
+    add("ultra_mean", "mean of the holistic model's raw scores", finite_float)
+    add("ultra_std", "standard deviation of the holistic model's raw scores", positive_float)
+    add("length_mean", "mean response length in tokens, for --length_reward", positive_float)
+
+    add("lr", "learning rate", positive_float)
+    add("batch_size", "prompts per process and PPO step; with --test, per generation batch", positive_int)
+    add("mini_batch_size", "responses per forward and backward pass", positive_int)
+    add("gradient_accumulation_steps", "mini-batches per optimizer step", positive_int)
+    add("n_ppo_epoch_per_rollout", "passes over each batch of rollouts", positive_int)
+    add(
+        "kl_threshold",
+        "the passes over a batch end early when KL from the rollout policy exceeds 1.5 times this",
+        positive_float,
+    )
+    add("eval_interval", "PPO steps between evaluations on the dev file (0: none)", int)
+    add("eval_batch_size", "prompts per generation batch on the dev file", positive_int)
+    add("rm_max_batch_size", "texts per forward pass of a reward model", positive_int)
+    add("max_steps", "stop after this many PPO steps, in place of the full duration", positive_int)
+
+    add(
+        "dtype",
+        "weights of policy and reward models; LoRA adapters and the value head stay float32",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+    )
+    add("seed", "seed of data order, initialisation and sampling", int, default=42)
+    add(
+        "report_to",
+        "tracker of the training curves",
+        default="tensorboard",
+        choices=("none", "tensorboard", "wandb", "trackio"),
+    )
+    switch("resume", "continue the run in --save_dir from its last checkpoint (starts it where there is none)")
+    add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)
+    add("keep_checkpoints", "how many of the newest checkpoints to keep", positive_int, default=2)
+
+
+def check_ppo_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that contradict each other. Costs nothing."""
+    step = args.mini_batch_size * args.gradient_accumulation_steps
+    if not args.test and args.batch_size % step:
+        raise UserError(
+            f"--batch_size {args.batch_size} is not a multiple of --mini_batch_size x --gradient_accumulation_steps "
+            f"= {step}; change one of the three"
+        )
+    for name in ("eval_interval", "checkpoint_interval"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} is negative; give 0 or a number of steps")
+    for name in ("test_do_sample", "test_on_train", "overwrite"):
+        if getattr(args, name) and not args.test:
+            raise UserError(f"--{name} goes with --test; add --test or drop it")
+    if args.test:
+        if args.resume:
+            raise UserError("--resume goes with training; drop it or --test")
+        target = Path(args.save_dir)
+        if target.suffix != ".json":
+            raise UserError(f"with --test, --save_dir is the JSON file to write; {target} does not end in .json")
+        if target.is_dir():
+            raise UserError(f"{target} is a folder; with --test, --save_dir is the JSON file to write")
+        if target.exists() and not args.overwrite:
+            raise UserError(f"{target} exists; give another --save_dir, or --overwrite to replace it")
+
+
+def resolve_policy(name: str) -> str:
+    """The folder or hub name to load: an earlier run's --save_dir stands for the policy that it ended with.
+
+    Raises UserError for a local path that is neither a model, an adapter nor a run.
+    """
+    path = Path(name)
+    if (path / "run.json").is_file():
+        if not (path / "policy").is_dir():
+            raise UserError(f"{path} holds a run that has not ended; finish it with --resume, or give {path / 'best'}")
+        path = path / "policy"
+    check_model_name(str(path), "--policy_ckpt", ("config.json", "adapter_config.json"))
+    return str(path.resolve()) if path.is_dir() else name
+
+
+def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:
+    """Raise UserError where `name` is a local path without a model; a hub name passes unchecked."""
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / config).is_file() for config in configs):
+            raise UserError(f"{flag} {name} holds no {' or '.join(configs)}; give the folder of a model")
+        return
+    local = path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1
+    if local or (name.count("/") == 1 and path.parent.is_dir()):
+        raise UserError(f"{flag}: there is no folder {name}; give the folder of a model or a hub name")

@@ -1,0 +1,39 @@
+"""Launches that would train something else than was asked for, caught before any model loads."""
+
+from __future__ import annotations
+
+import os
+
+from .errors import UserError
+
+TWO_CPU_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 SCRIPT ..."
+
+
+def check_launch() -> None:
+    """Raise UserError where the processes that were started are not the processes that will work together.
+
+    Two launches of accelerate 1.15 go wrong in silence: `--multi_gpu` on a machine without enough GPUs starts runs
+    that each believe to be alone and overwrite each other, and `--cpu --num_processes 2` starts one process.
+    """
+    env = os.environ
+    on_cpu = env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if "WORLD_SIZE" not in env:
+        # accelerate's simple launcher sets a master address only when it was asked for several processes
+        if on_cpu and "MASTER_ADDR" in env and "RANK" not in env:
+            raise UserError(
+                "`accelerate launch --cpu` starts one process whatever --num_processes says; "
+                f"start several with `{TWO_CPU_PROCESSES}`"
+            )
+        return
+    if on_cpu:
+        return
+    wanted = int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+    if wanted > 1:
+        import torch
+
+        found = torch.cuda.device_count()
+        if found < wanted:
+            raise UserError(
+                f"{wanted} processes were started on this machine, which has {found} GPUs; drop --multi_gpu or lower "
+                f"--num_processes (several processes on CPU: `{TWO_CPU_PROCESSES}`)"
+            )

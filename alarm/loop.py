@@ -1,0 +1,337 @@
+"""The one loop of both tasks: score a rollout, train on it, evaluate, keep the run resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from .errors import UserError
+from .files import write_json
+from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
+from .rollout import Prompt, resample_empty, sample_rollout
+from .run import Run
+from .types import AspectScore, RewardScores, Rollout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+    from trl import PPOTrainer
+
+Aspects = Callable[[Rollout, Iterable[str]], dict[str, AspectScore]]  # the named aspects on one rollout
+Holistic = Callable[[list[str], list[str]], torch.Tensor]  # prompts, answers -> (B,) raw scores
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What turns a rollout into rewards."""
+
+    aspects: Aspects
+    aspect_names: tuple[str, ...]
+    holistic: Holistic
+    recipe: RewardRecipe
+
+    def names_that_count(self) -> tuple[str, ...]:
+        """The aspects whose values reach the reward; the others need not be computed to train."""
+        if self.recipe.reward_type == "holistic_only" or self.recipe.length_mean is not None:
+            return ()
+        return tuple(name for name in self.aspect_names if self.recipe.weights[name] != 0)
+
+
+def score(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> RewardScores:
+    """Aspects -> holistic -> combine. `names`: the aspects to compute, whether or not they weigh anything."""
+    recipe = scorer.recipe
+    lengths = [len(ids) for ids in rollout.response_ids]
+    aspects = scorer.aspects(rollout, names)
+    raw = scorer.holistic(rollout.queries, rollout.responses)
+    holistic = normalise_holistic(raw, recipe.holistic_mean, recipe.holistic_std, rollout.too_short)
+    if recipe.length_mean is not None:
+        aspect_rewards = length_rewards(lengths, recipe.length_mean)
+    elif aspects:
+        aspect_rewards = weigh_aspects(aspects, recipe.weights)
+    else:
+        aspect_rewards = [torch.zeros(length) for length in lengths]
+    metrics = {"holistic_reward": holistic.tolist(), "response_length": lengths}
+    for aspect in aspects.values():
+        metrics |= aspect.metrics
+    return RewardScores(combine_rewards(aspect_rewards, holistic, rollout.too_short, recipe), holistic, metrics)
+
+
+# --- evaluation: the dev file during training and --test are the same thing ------------------------------------------
+
+
+def evaluate(
+    prompts: list[Prompt],
+    generate: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    accelerator: Accelerator,
+    batch_size: int,
+    title: str,
+    sampling_seed: int | None = None,
+) -> list[dict]:
+    """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
+
+    Batches hold prompts of similar length and are dealt out to the processes in turn: each is the same batch, with
+    the same random state where `sampling_seed` is given, whatever the number of processes, and so are the records.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    records = []
+    for b in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        if sampling_seed is not None:
+            torch.manual_seed(sampling_seed + b)
+        rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batches[b]])
+        # an empty answer is scored as it stands: the penalty and the second try belong to training
+        rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
+        scores = score(rollout, scorer, scorer.aspect_names)
+        for k, i in enumerate(batches[b]):
+            record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
+            record |= {name: values[k] for name, values in scores.metrics.items()}
+            record["total_reward"] = scores.rewards[k].sum().item()
+            records.append(record)
+    records = gather_object(records)
+    return sorted(records, key=lambda record: (record["query"], record["index"]))
+
+
+def means(records: list[dict]) -> dict[str, float]:
+    """The mean of every number in the records."""
+    names = [name for name, value in records[0].items() if isinstance(value, int | float) and name != "index"]
+    return {name: sum(record[name] for record in records) / len(records) for name in names}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train(
+    ppo: PPOTrainer,
+    run: Run,
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    dev_prompts: list[Prompt],
+    sampling: dict,
+    greedy: dict,
+    total_steps: int,
+    args,
+) -> dict:
+    """Train to `total_steps`, from the run's last checkpoint where there is one. Returns the loop's final state.
+
+    `sampling`, `greedy`: generation settings of rollouts and of evaluation. `args`: eval_interval, eval_batch_size,
+    checkpoint_interval, keep_checkpoints.
+    """
+    accelerator, main = ppo.accelerator, ppo.accelerator.is_main_process
+    state = {"step": 0, "best": None, "skipped_in_a_row": 0, "processes": accelerator.num_processes}
+    if checkpoints := run.checkpoints():
+        state = json.loads((checkpoints[-1] / "loop.json").read_text())
+        if state["processes"] != accelerator.num_processes:
+            raise UserError(
+                f"the run in {run.dir} was started with {state['processes']} processes, this one has "
+                f"{accelerator.num_processes}; resume with as many"
+            )
+        ppo.load_state(checkpoints[-1])
+    if main:
+        run.start(state["step"])
+    accelerator.wait_for_everyone()
+
+    def generate(queries: list[torch.Tensor]) -> list[torch.Tensor]:
+        return ppo.generate(queries, **sampling)
+
+    def dev() -> None:
+        records = evaluate(
+            dev_prompts,
+            lambda queries: ppo.generate(queries, **greedy),
+            tokenizer,
+            scorer,
+            accelerator,
+            args.eval_batch_size,
+            title=f"dev, step {state['step']}",
+        )
+        found = means(records)
+        if main:
+            run.log({"step": state["step"], "dev": found})
+        ppo.log_stats({f"dev/{name}": value for name, value in found.items()})
+        if state["best"] is None or found["total_reward"] > state["best"]["total_reward"]:
+            state["best"] = {"step": state["step"], **found}
+            ppo.save_pretrained(run.dir / "best")
+
+    if state["step"] == 0 and args.eval_interval:
+        dev()
+    progress = tqdm(total=total_steps, initial=state["step"], desc="PPO", unit="step", disable=not main)
+    batches = batches_from(ppo, state["step"])
+    while state["step"] < total_steps:
+        state["step"] += 1
+        started = time.perf_counter()
+        rollout = sample_rollout(generate, tokenizer, next(batches))
+        rollout = resample_empty(rollout, generate, tokenizer)
+        generated = time.perf_counter()
+        scores = score(rollout, scorer, scorer.names_that_count())
+        scored = time.perf_counter()
+        stats = ppo.step(rollout.query_ids, rollout.response_ids, scores.rewards)
+        row = training_row(rollout, scores, scorer.recipe, stats, accelerator)
+        row |= {
+            "time/generate": generated - started,
+            "time/score": scored - generated,
+            "time/ppo": time.perf_counter() - scored,
+        }
+        state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if row["skipped"] else 0
+        if main:
+            run.log({"step": state["step"], "train": row})
+        ppo.log_stats(stats | {f"env/{name}": value for name, value in row.items()})
+        shown = {"reward": "reward", "holistic": "holistic_reward", "gate": "gate_rate", "kl": "kl"}
+        progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
+        progress.update()
+        if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+            stop_on_nonfinite(run, rollout, scores, accelerator)
+        last = state["step"] == total_steps
+        if args.eval_interval and (state["step"] % args.eval_interval == 0 or last):
+            dev()
+        if (args.checkpoint_interval and state["step"] % args.checkpoint_interval == 0) or last:
+            run.save_checkpoint(ppo, state, args.keep_checkpoints)
+    progress.close()
+    ppo.save_pretrained(run.dir / "policy")
+    return state
+
+
+def batches_from(ppo: PPOTrainer, step: int) -> Iterator[list[Prompt]]:
+    """This process's prompts of PPO step `step` (from 0) and all after: a function of seed and step alone."""
+    while True:
+        epoch, position = divmod(step, len(ppo.dataloader))
+        ppo.dataloader.batch_sampler.set_epoch(epoch, position)
+        for batch in ppo.dataloader:
+            yield batch
+            step += 1
+
+
+def training_row(
+    rollout: Rollout, scores: RewardScores, recipe: RewardRecipe, stats: dict, accelerator: Accelerator
+) -> dict[str, float]:
+    """The means of one step over all processes, and the state of the gate."""
+    values = dict(scores.metrics)
+    values["reward"] = [rewards.sum().item() for rewards in scores.rewards]
+    values["gate_rate"] = [float(h >= recipe.threshold) for h in scores.holistic.tolist()]
+    values["empty_rate"] = rollout.too_short.float().tolist()
+    local = torch.tensor([[float(sum(v)), len(v)] for v in values.values()], dtype=torch.float64)
+    total = accelerator.reduce(local.to(accelerator.device, torch.float32), reduction="sum")
+    row = {name: (pair[0] / pair[1]).item() for name, pair in zip(values, total, strict=True)}
+    row["skipped"] = int(stats["ppo/updates"] == 0 and stats["ppo/skipped_nonfinite"] > 0)
+    # a step that was skipped for its rewards has no KL
+    chosen = {"kl": "objective/kl", "kl_coef": "objective/kl_coef", "entropy": "objective/entropy"}
+    chosen |= {"policy_kl": "ppo/policy/kl_estimate", "early_stopped": "ppo/early_stopped"}
+    return row | {name: stats[key] for name, key in chosen.items() if key in stats}
+
+
+def stop_on_nonfinite(run: Run, rollout: Rollout, scores: RewardScores, accelerator: Accelerator) -> None:
+    """Save the batch that could not be trained on, and end the run."""
+    rows = gather_object(
+        [
+            {"query": query, "response": response, "token_rewards": [str(x) for x in rewards.tolist()]}
+            for query, response, rewards in zip(rollout.queries, rollout.responses, scores.rewards, strict=True)
+        ]
+    )
+    target = run.dir / "bad_batch.json"
+    if accelerator.is_main_process:
+        write_json(target, rows)
+    raise UserError(
+        f"the reward or the loss was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row; look at the token_rewards of "
+        f"the last batch in {target}: NaN there points at a reward model, otherwise lower --lr"
+    )
+
+
+# --- the two ways to use a train_ppo.py ------------------------------------------------------------------------------
+
+# names in the published generation files, where they differ from ours
+PUBLISHED_NAMES = {"relevance_rate": "verbosity_rate"}
+NOT_PUBLISHED = ("index", "total_reward")
+
+# transformers samples among 50 tokens unless top_k is said; checkpoints may ask for beams
+SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_beams": 1}
+GREEDY = {"do_sample": False, "num_beams": 1}
+
+
+def run_test(
+    ppo: PPOTrainer,
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    max_new_tokens: int,
+    args,
+) -> None:
+    """Answer and score `prompts`; write the records to the JSON file at args.save_dir, and show their means."""
+    settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": max_new_tokens}
+    started = time.perf_counter()
+    records = evaluate(
+        prompts,
+        lambda queries: ppo.generate(queries, **settings),
+        tokenizer,
+        scorer,
+        ppo.accelerator,
+        args.batch_size,
+        title="test",
+        sampling_seed=args.seed if args.test_do_sample else None,
+    )
+    if ppo.accelerator.is_main_process:
+        published = [
+            {PUBLISHED_NAMES.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
+            for record in records
+        ]
+        write_json(args.save_dir, published)
+        show(f"{args.policy_ckpt} on {len(records)} prompts", {"mean": means(records)})
+        empty = sum(not record["generation"].strip() for record in records)
+        note = f"; {empty} answers are empty" if empty else ""
+        print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s{note}")
+
+
+def run_training(
+    ppo: PPOTrainer,
+    run: Run,
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    dev_prompts: list[Prompt],
+    max_new_tokens: int,
+    epochs: int,
+    args,
+) -> None:
+    """Train for `epochs` passes over the trainer's data set, or args.max_steps; show how the dev means moved."""
+    limit = {"max_new_tokens": max_new_tokens}
+    steps = args.max_steps or epochs * len(ppo.dataloader)
+    started = time.perf_counter()
+    state = train(ppo, run, scorer, tokenizer, dev_prompts, SAMPLING | limit, GREEDY | limit, steps, args)
+    if ppo.accelerator.is_main_process:
+        rows = run.read_log()
+        columns = {}
+        if dev := [row for row in rows if "dev" in row]:
+            best = next(row for row in reversed(dev) if row["step"] == state["best"]["step"])
+            columns = {f"dev, step {row['step']}": row["dev"] for row in (dev[0], best, dev[-1])}
+        if training := [row["train"] for row in rows if "train" in row]:
+            columns["train, last step"] = {name: v for name, v in training[-1].items() if not name.startswith("time/")}
+        show(f"{args.run_name}: {args.reward_type}, {state['step']} steps", columns)
+        skipped = sum(bool(row["skipped"]) for row in training)
+        note = f"; {skipped} steps skipped for a reward or loss that was not finite" if skipped else ""
+        print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s{note}")
+    ppo.accelerator.end_training()
+
+
+def show(title: str, columns: dict[str, dict[str, float]]) -> None:
+    """Print a table: a row a metric, a column a key of `columns`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    metrics = dict.fromkeys(name for column in columns.values() for name in column)
+    for metric in metrics:
+        cells = ["" if column.get(metric) is None else f"{column[metric]:.4f}" for column in columns.values()]
+        table.add_row(metric, *cells)
+    Console().print(table)

@@ -1,0 +1,79 @@
+"""The policy and its trainer, from the flags that both tasks share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trl import PPOTrainer
+
+    from .rollout import Prompt
+
+
+def load_or_explain(what: str, name: str, load):
+    """Call `load()`; a model that cannot be found or read becomes a UserError of one line."""
+    try:
+        return load()
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what} {name} cannot be loaded ({reason[:300]}); give a local folder, or a hub name while online"
+        ) from error
+
+
+def load_tokenizer(policy: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the policy."""
+    from transformers import AutoTokenizer
+
+    return load_or_explain("the tokenizer of", policy, lambda: AutoTokenizer.from_pretrained(policy))
+
+
+def build_trainer(
+    args: argparse.Namespace, policy: str, tokenizer: PreTrainedTokenizerBase, train_prompts: list[Prompt] | None
+) -> PPOTrainer:
+    """The policy at `policy` (with fresh LoRA adapters where it has none) in a PPO trainer.
+
+    LoRA: rank 16, alpha 32, dropout 0.05 (section 4.1 of the paper's setup).
+    """
+    import torch
+    from peft import LoraConfig, TaskType
+
+    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
+
+    lora = None
+    if not (Path(policy) / "adapter_config.json").is_file():
+        # with --test as well: fresh adapters add zero, and spare the trainer a copy of the model as its reference
+        lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, bias="none", task_type=TaskType.SEQ_2_SEQ_LM)
+    config = PPOConfig(
+        seed=args.seed,
+        learning_rate=args.lr,
+        batch_size=args.batch_size,
+        mini_batch_size=args.batch_size if args.test else args.mini_batch_size,
+        gradient_accumulation_steps=1 if args.test else args.gradient_accumulation_steps,
+        ppo_epochs=args.n_ppo_epoch_per_rollout,
+        early_stopping=True,
+        target_kl=args.kl_threshold,
+        log_with="none" if args.test else args.report_to,
+        tracker_project_name="alarm",
+        run_name=args.run_name,
+        logging_dir=str(Path(args.save_dir) / "tracker"),
+    )
+    model = load_or_explain(
+        "the policy",
+        policy,
+        lambda: AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
+            policy, peft_config=lora, dtype=getattr(torch, args.dtype)
+        ),
+    )
+    try:
+        return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts)
+    except ValueError as error:
+        raise UserError(str(error)) from error

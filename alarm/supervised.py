@@ -1,0 +1,206 @@
+"""Supervised training through transformers' Trainer: what train_sft.py, train_rm.py and train_holistic share.
+
+One run: a loss per epoch on the training and the dev data, the best epoch kept, the model folder written whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+from .files import write_json
+from .flags import parser, positive_float, positive_int
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+
+
+def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
+    """The flags that every supervised script takes. `defaults` gives model_path, save_dir, num_epochs, lr, ..."""
+    flags = parser(description)
+    add = flags.add_argument
+    add("--model_path", default=defaults["model_path"], help="model to start from: a folder or a hub name")
+    add("--save_dir", required=True, help="new folder for the trained model (refused where it holds something)")
+    add("--num_epochs", type=positive_float, default=defaults["num_epochs"], help="passes over the training data")
+    add("--batch_size", type=positive_int, default=defaults.get("batch_size", 8), help="examples per process and step")
+    add("--lr", type=positive_float, default=defaults["lr"], help="peak learning rate (linear decay to zero)")
+    add("--max_steps", type=positive_int, help="stop after this many steps, in place of the full duration")
+    add("--seed", type=int, default=42, help="seed of the initial weights, the data order and dropout")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast, weights stay float32")
+    add("--report_to", default="none", choices=TRACKERS, help="tracker of the training curves")
+    return flags
+
+
+def check_save_dir(path: str | Path) -> None:
+    """Raise UserError where the folder to write already holds something."""
+    path = Path(path)
+    if path.is_file():
+        raise UserError(f"--save_dir {path} is a file; give the path of a new folder")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"--save_dir {path} already holds something; give a new folder or remove it")
+
+
+def load_pretrained(load: Callable, name: str, **kwargs):
+    """Call a `from_pretrained` without its reports; what it cannot find or read becomes one line."""
+    from transformers.utils import logging
+
+    # a report lists the untrained head of a base model: what training is for
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return load(name, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{name} cannot be loaded ({reason}); give the folder or hub name of a model") from None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the table at the end of a run."""
+
+    epoch: float
+    step: int
+    train_loss: float | None
+    dev_loss: float
+    seconds: float  # since the start of training
+
+
+def format_epochs(epochs: list[Epoch]) -> str:
+    best = min(epochs, key=lambda row: row.dev_loss)
+    lines = [f"{'epoch':>7}{'step':>8}{'train loss':>13}{'dev loss':>11}{'seconds':>10}"]
+    for row in epochs:
+        train = "-" if row.train_loss is None else f"{row.train_loss:.4f}"
+        mark = "  kept" if row is best else ""
+        lines.append(f"{row.epoch:>7.2f}{row.step:>8}{train:>13}{row.dev_loss:>11.4f}{row.seconds:>10.1f}{mark}")
+    return "\n".join(lines)
+
+
+def fit(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[dict],
+    dev: list[dict],
+    collate: Callable[[list[dict]], dict[str, Tensor]],
+    args: argparse.Namespace,
+    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None,
+    finish: Callable[[nn.Module], dict] | None = None,
+) -> dict:
+    """Train `model` in place, keep its epoch of least dev loss and write `args.save_dir` whole.
+
+    Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` stands
+    in for the model's own loss. `finish(model)` measures the kept weights; what it returns is written to metrics.json
+    beside the epochs and given back. Raises UserError for a loss that is not finite.
+    """
+    import math
+
+    import torch
+    from accelerate import PartialState
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    save_dir = Path(args.save_dir)
+    work = save_dir.with_name(f".{save_dir.name}.training")
+    state = PartialState()
+    if state.is_main_process:
+        shutil.rmtree(work, ignore_errors=True)
+    state.wait_for_everyone()
+
+    class SupervisedTrainer(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if loss is None:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            value = loss(model, inputs)
+            return (value, None) if return_outputs else value
+
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return self.compute_loss(model, inputs).detach().mean(), None, None
+
+    class Watch(TrainerCallback):
+        """Seconds at each evaluation; stop at a loss that is not finite."""
+
+        def __init__(self):
+            self.start, self.seconds = time.perf_counter(), []
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.start = time.perf_counter()
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            self.seconds.append(time.perf_counter() - self.start)
+            if not math.isfinite(metrics["eval_loss"]):
+                raise UserError(f"the dev loss is {metrics['eval_loss']} after step {state.global_step}; lower --lr")
+
+    on_gpu = torch.cuda.is_available()
+    watch = Watch()
+    trainer = SupervisedTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(work),
+            num_train_epochs=args.num_epochs,
+            max_steps=args.max_steps or -1,
+            per_device_train_batch_size=args.batch_size,
+            per_device_eval_batch_size=args.batch_size,
+            learning_rate=args.lr,
+            weight_decay=0.01,
+            warmup_steps=0.1,  # a share of all steps
+            bf16=args.dtype == "bfloat16",
+            seed=args.seed,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            logging_strategy="epoch",
+            save_total_limit=1,
+            save_only_model=True,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
+            dataloader_pin_memory=on_gpu,
+            report_to=args.report_to,
+            use_cpu=not on_gpu,
+        ),
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset=dev,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+    trainer.train()
+    epochs = epoch_table(trainer.state.log_history, watch.seconds)
+
+    model.eval()
+    final = work / "final"
+    trainer.save_model(str(final))
+    metrics = finish(model) if finish else {}
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (final / "training_args.bin").unlink(missing_ok=True)
+        metrics = {**metrics, "epochs": [asdict(row) for row in epochs]}
+        write_json(final / "metrics.json", metrics)
+        save_dir.parent.mkdir(parents=True, exist_ok=True)
+        if save_dir.is_dir():
+            save_dir.rmdir()  # empty: checked at the start
+        final.rename(save_dir)
+        shutil.rmtree(work, ignore_errors=True)
+        print(format_epochs(epochs))
+    state.wait_for_everyone()
+    return metrics
+
+
+def epoch_table(log_history: list[dict], seconds: list[float]) -> list[Epoch]:
+    """Pair the trainer's training and dev losses by step."""
+    train_loss = {row["step"]: row["loss"] for row in log_history if "loss" in row}
+    evaluations = [row for row in log_history if "eval_loss" in row]
+    return [
+        Epoch(row["epoch"], row["step"], train_loss.get(row["step"]), row["eval_loss"], elapsed)
+        for row, elapsed in zip(evaluations, seconds, strict=True)
+    ]

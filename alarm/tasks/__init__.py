@@ -1,0 +1,1 @@
+"""A task is its data and its aspect rewards, one module each."""

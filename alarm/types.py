@@ -1,0 +1,40 @@
+"""The carriers that pass through one training iteration: rollout -> aspect scores -> reward scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+REWARD_TYPES = ("hierarchical", "holistic_only", "aspect_only", "weighted_sum")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and what the policy answered. Ids carry no padding; a response ends with EOS where one was sampled."""
+
+    query_ids: list[torch.Tensor]  # B x (Q_i,) int64
+    response_ids: list[torch.Tensor]  # B x (T_i,) int64
+    queries: list[str]  # B prompts, as the data has them
+    responses: list[str]  # B answers, special tokens left out
+    examples: list[dict]  # B data rows
+    too_short: torch.Tensor  # (B,) bool: still no text after one resampling
+
+
+@dataclass(frozen=True)
+class AspectScore:
+    """One aspect on one rollout."""
+
+    rewards: list[torch.Tensor]  # B x (T_i,) float32, on response tokens, already shaped, not yet weighted
+    metrics: dict[str, list[float]]  # name -> B values (rates, counts, raw scores)
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """What PPO is trained on."""
+
+    rewards: list[torch.Tensor]  # B x (T_i,) float32
+    holistic: torch.Tensor  # (B,) float32, z-normalised
+    metrics: dict[str, list[float]]  # name -> B values

@@ -1,0 +1,159 @@
+"""Train a policy on long-form QA with hierarchical rewards (PPO), or generate and score answers with --test."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from pathlib import Path
+
+from alarm.errors import report_user_errors
+from alarm.flags import (
+    add_ppo_flags,
+    check_model_name,
+    check_ppo_flags,
+    finite_float,
+    parser,
+    positive_float,
+    positive_int,
+    resolve_policy,
+)
+from alarm.launch import check_launch
+from alarm.run import Run
+
+HERE = Path(os.path.relpath(Path(__file__).parent))
+HOLISTIC_MAX_TOKENS = 1230  # prompt and answer together
+
+DEFAULTS = {
+    "policy_ckpt": str(HERE / "model_ckpts" / "t5-large-1k-train"),
+    "train_file": str(HERE / "qa_feedback" / "train.json"),
+    "dev_file": str(HERE / "qa_feedback" / "dev.json"),
+    "test_file": str(HERE / "qa_feedback" / "test.json"),
+    "hierarchical_threshold": 0.6,
+    "holistic_reward_weight": 5.0,
+    "ultra_mean": -4.896130742253484,
+    "ultra_std": 3.0595760500526468,
+    "length_mean": 96.78820166320166,
+    "lr": 2e-4,
+    "batch_size": 8,
+    "mini_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "n_ppo_epoch_per_rollout": 4,
+    "kl_threshold": 0.1,
+    "eval_interval": 10,
+    "eval_batch_size": 32,
+    "rm_max_batch_size": 8,
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    flags = parser(__doc__)
+    add_ppo_flags(flags, DEFAULTS)
+    add = flags.add_argument
+    add("--outer_epoch", type=positive_int, default=2, help="passes over the train file")
+    add("--max_input_len", type=positive_int, default=1024, help="prompt tokens; longer prompts are cut")
+    add("--max_generated_len", type=positive_int, default=200, help="answer tokens")
+    add(
+        "--reward_model_dir",
+        default=str(HERE / "model_ckpts"),
+        help="folder of the aspect reward models rel_rm, fact_rm and comp_rm",
+    )
+    add(
+        "--splitter", default="en_core_web_sm", help="sentence splitter: a spaCy pipeline's name, pysbd, or sentencizer"
+    )
+    add("--w_rel", type=finite_float, default=1.0, help="weight of the relevance reward")
+    add("--w_fact", type=finite_float, default=1.0, help="weight of the factuality reward")
+    add("--w_comp", type=finite_float, default=1.0, help="weight of the completeness reward")
+    add(
+        "--relevance_positive_reward",
+        type=finite_float,
+        default=0.3,
+        help="of a relevant sub-sentence, on its last token",
+    )
+    add("--relevance_negative_reward", type=finite_float, default=-0.3, help="of an irrelevant sub-sentence")
+    add("--factuality_positive_reward", type=finite_float, default=0.5, help="of a factual sentence, on its last token")
+    add("--factuality_negative_reward", type=finite_float, default=-0.5, help="of a sentence with a factual error")
+    add(
+        "--completeness_reward_mean",
+        type=finite_float,
+        default=-0.44677690555995353,
+        help="mean of the completeness model's raw scores",
+    )
+    add("--completeness_reward_std", type=positive_float, default=8.301160619054132, help="standard deviation of them")
+    add("--completeness_reward_bias", type=finite_float, default=0.0, help="added to the normalised, scaled score")
+    add("--completeness_reward_scale", type=finite_float, default=0.3, help="multiplies the normalised score")
+    return flags.parse_args(argv)
+
+
+@report_user_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+
+    # 1. whatever can be wrong without loading a model
+    check_ppo_flags(args)
+    from alarm.tasks.long_form_qa import ASPECTS, QAAspects, QASettings, check_reward_models, load_examples
+
+    test_file = args.train_file if args.test_on_train else args.test_file
+    files = {"test": test_file} if args.test else {"train": args.train_file, "dev": args.dev_file}
+    examples = {split: load_examples(path) for split, path in files.items()}
+    policy = resolve_policy(args.policy_ckpt)
+    check_reward_models(args.reward_model_dir, ASPECTS)
+    check_model_name(args.holistic_model, "--holistic_model")
+    check_launch()
+    run = Run(args.save_dir, vars(args))
+    if not args.test:
+        run.check(args.resume)
+    # 2. the prompts as the policy reads them
+    import torch
+    from accelerate import PartialState
+
+    from alarm.loop import Scorer, run_test, run_training
+    from alarm.policy import build_trainer, load_tokenizer
+    from alarm.rollout import encode_prompts
+
+    state = PartialState()
+    tokenizer = load_tokenizer(policy)
+    prompts = {}
+    for split, rows in examples.items():
+        texts = [row["text"] for row in rows]
+        prompts[split], cut = encode_prompts(tokenizer, rows, texts, args.max_input_len)
+        state.print(
+            f"{split}: {len(rows)} prompts from {files[split]}, {cut} of them cut to {args.max_input_len} tokens"
+        )
+
+    # 3. the rewards, then the policy
+    from alarm.holistic import HolisticModel
+    from alarm.rewards import RewardRecipe
+
+    placed = {"device": state.device, "dtype": getattr(torch, args.dtype)}
+    settings = QASettings.from_flags(args)
+    aspects = QAAspects(
+        args.reward_model_dir, args.splitter, tokenizer, settings, batch_size=args.rm_max_batch_size, **placed
+    )
+    state.print(f"sentence splitter: {aspects.splitter.name}")
+    holistic = HolisticModel.load(args.holistic_model, **placed)
+    scorer = Scorer(
+        aspects=aspects,
+        aspect_names=ASPECTS,
+        holistic=functools.partial(holistic.score, max_length=HOLISTIC_MAX_TOKENS, batch_size=args.rm_max_batch_size),
+        recipe=RewardRecipe(
+            reward_type=args.reward_type,
+            threshold=args.hierarchical_threshold,
+            holistic_weight=args.holistic_reward_weight,
+            weights={"relevance": args.w_rel, "factuality": args.w_fact, "completeness": args.w_comp},
+            holistic_mean=args.ultra_mean,
+            holistic_std=args.ultra_std,
+            length_mean=args.length_mean if args.length_reward else None,
+        ),
+    )
+    ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
+
+    # 4. generate and score, or train
+    if args.test:
+        run_test(ppo, scorer, tokenizer, prompts["test"], args.max_generated_len, args)
+    else:
+        run_training(ppo, run, scorer, tokenizer, prompts["dev"], args.max_generated_len, args.outer_epoch, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Train one aspect reward model of long-form QA (relevance, factuality or completeness) on human feedback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from alarm.errors import report_user_errors
+from alarm.flags import check_model_name, positive_int
+from alarm.launch import check_launch
+from alarm.supervised import check_save_dir, training_parser
+from alarm.tasks.long_form_qa import ASPECTS
+
+DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    flags = training_parser(__doc__, model_path="allenai/longformer-base-4096", num_epochs=5.0, batch_size=8, lr=3e-5)
+    add = flags.add_argument
+    add("--aspect", required=True, choices=ASPECTS, help="what the model judges")
+    for split, use in (("train", "trained on"), ("dev", "held out; the epoch of least loss on them is kept")):
+        add(f"--{split}_file", default=str(DATA / f"{split}.json"), help=f"questions {use}")
+        add(f"--{split}_feedback_file", default=str(DATA / f"{split}_feedback.json"), help="the feedback on them")
+    add("--max_length", type=positive_int, default=2048, help="tokens of an input; what is longer loses its end")
+    add("--splitter", default="en_core_web_sm", help="sentence splitter: a spaCy pipeline's name, pysbd or sentencizer")
+    return flags.parse_args(argv)
+
+
+@report_user_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_launch()
+    check_save_dir(args.save_dir)
+    check_model_name(args.model_path, "--model_path")
+
+    from alarm.reward_training import load_feedback, train_aspect
+    from alarm.spans import make_splitter
+
+    train = load_feedback(args.train_file, args.train_feedback_file)
+    dev = load_feedback(args.dev_file, args.dev_feedback_file)
+    train_aspect(args.aspect, train, dev, make_splitter(args.splitter), args)
+
+
+if __name__ == "__main__":
+    main()

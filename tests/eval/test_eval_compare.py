@@ -1,0 +1,219 @@
+"""The real script as a user runs it: files, paths, screen, and one clear line for each bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "eval" / "eval_compare.py"
+GOLDEN = ROOT / "tests" / "fixtures" / "eval"
+
+
+def run_script(*arguments: str | Path, cwd: Path = ROOT, encoding: str = "utf-8") -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "RANK")}
+    environment["PYTHONIOENCODING"] = encoding
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def gens(tmp_path) -> Path:
+    shutil.copytree(GOLDEN / "qa" / "gens", tmp_path / "gens")
+    return tmp_path / "gens"
+
+
+def test_results_and_screen(gens):
+    done = run_script("--generations_dir", gens, "--task_type", "qa")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    assert results["beta"]["gamma"]["completeness_reward"]["win_rate"] == pytest.approx(80.76923076923077, abs=1e-9)
+    assert "3 runs, all 40 prompts" in done.stdout
+    assert "80.8" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()[1:-1]) <= 100
+    assert [path.name for path in (gens.parent / "gens_results").iterdir()] == ["eval-results.json"]
+
+    # its own output is replaced, and the screen says so
+    again = run_script("--generations_dir", gens, "--task_type", "qa", "--max_compare", "15")
+    assert again.returncode == 0
+    assert "15 of 40 prompts, drawn with seed 42" in again.stdout
+    assert "replacing the earlier ones" in again.stdout
+    sampled = json.loads((GOLDEN / "qa" / "gens_sample-results.json").read_text())
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    assert results["alpha"]["Avg."] == pytest.approx(sampled["alpha"]["Avg."], abs=1e-9)
+
+
+def test_any_working_directory_odd_names_trailing_slash(gens, tmp_path):
+    folder = tmp_path / "my runs.v2"
+    folder.mkdir()
+    (gens / "alpha.json").rename(folder / "seed 42.json.lr1e-4.json")
+    (gens / "beta.json").rename(folder / "[b]été.json")
+    (folder / ".hidden.json").write_text("no generations")
+    (folder / "notes.txt").write_text("no generations")
+    done = run_script("--generations_dir", "my runs.v2/", "--task_type", "qa", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((tmp_path / "my runs.v2_results" / "eval-results.json").read_text())
+    assert sorted(results) == ["[b]été", "seed 42.json.lr1e-4"]
+    assert "[b]été" in done.stdout
+
+    done = run_script("--generations_dir", ".", "--task_type", "qa", cwd=folder, encoding="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[b]?t?" in done.stdout
+    assert "replacing" in done.stdout
+    assert [path.name for path in folder.iterdir() if "result" in path.name] == []
+
+
+def test_single_file(gens, tmp_path):
+    (gens / "alpha.json").unlink()
+    (gens / "beta.json").unlink()
+    done = run_script("--generations_dir", gens, "--task_type", "qa", "--output", tmp_path / "one" / "r.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 run, all 40 prompts" in done.stdout
+    assert "One run only" in done.stdout
+    assert json.loads((tmp_path / "one" / "r.json").read_text())["gamma"]["gamma"] == "*"
+    assert not (tmp_path / "gens_results").exists()
+
+
+def test_imports_no_torch(gens):
+    arguments = ["--generations_dir", str(gens), "--task_type", "qa"]
+    code = (
+        "import runpy, sys; sys.argv = ['eval_compare.py', *sys.argv[1:]]; "
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); "
+        "assert not {'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_flag():
+    done = run_script("--help")
+    assert done.returncode == 0
+    for flag in ("--generations_dir", "--task_type", "--max_compare", "--seed", "--drop_duplicates", "--output"):
+        assert flag in done.stdout
+    assert "42" in done.stdout
+
+
+def edit(gens: Path, change) -> None:
+    rows = json.loads((gens / "beta.json").read_text())
+    (gens / "beta.json").write_text(json.dumps(change(rows) or rows))
+
+
+def set_metric(value):
+    return lambda gens: edit(gens, lambda rows: rows[3].update(factuality_rate=value))
+
+
+def clear(gens: Path) -> None:
+    for path in gens.iterdir():
+        path.unlink()
+
+
+def seed_folder(gens: Path) -> None:
+    (gens / "seed42").mkdir()
+    for path in gens.glob("*.json"):
+        path.rename(gens / "seed42" / path.name)
+
+
+def blocked_output(gens: Path) -> None:
+    (gens.parent / "gens_results").write_text("a file where the folder should go")
+
+
+def foreign_output(gens: Path) -> None:
+    (gens.parent / "gens_results").mkdir()
+    (gens.parent / "gens_results" / "eval-results.json").write_text('{"mine": 1}')
+
+
+def shorter(rows: list[dict]) -> list[dict]:
+    rows[5]["query"] = "something else"
+    return rows[2:]
+
+
+BAD = {
+    "missing folder": (shutil.rmtree, "does not exist"),
+    "a file as folder": (lambda gens: (shutil.rmtree(gens), gens.write_text("[]")), "is not a folder"),
+    "empty folder": (clear, "holds no *.json files"),
+    "one folder per seed": (seed_folder, "such as"),
+    "an object": (lambda gens: (gens / "beta.json").write_text('{"query": "q"}'), "beta.json is not a JSON list"),
+    "an indented object": (lambda gens: (gens / "beta.json").write_text('{\n"a": 1}'), "beta.json is not a JSON list"),
+    "malformed": (lambda gens: (gens / "beta.json").write_text('[{"query": '), "beta.json is not JSON"),
+    "empty file": (lambda gens: (gens / "beta.json").write_text(""), "beta.json holds no rows"),
+    "empty list": (lambda gens: (gens / "beta.json").write_text("[]"), "beta.json holds no rows"),
+    "a list of text": (lambda gens: (gens / "beta.json").write_text('["a"]'), "row 1 is str, not an object"),
+    "not UTF-8": (lambda gens: (gens / "beta.json").write_bytes(b'["\xff"]'), "cannot be read as UTF-8"),
+    "no query": (lambda gens: edit(gens, lambda rows: rows[0].pop("query") and None), "row 1 has no 'query'"),
+    "query of another type": (lambda gens: edit(gens, lambda rows: rows[0].update(query=1)), "row 1 has no 'query'"),
+    "missing metric": (
+        lambda gens: edit(gens, lambda rows: rows[3].pop("factuality_rate") and None),
+        "has no 'factuality_rate'",
+    ),
+    "text metric": (set_metric("high"), "'factuality_rate' is \"high\", not a finite number"),
+    "null metric": (set_metric(None), "'factuality_rate' is null, not a finite number"),
+    "bool metric": (set_metric(True), "'factuality_rate' is true, not a finite number"),
+    "list metric": (set_metric([1]), "'factuality_rate' is [1], not a finite number"),
+    "NaN metric": (set_metric(float("nan")), "'factuality_rate' is NaN, not a finite number"),
+    "infinite metric": (set_metric(float("-inf")), "'factuality_rate' is -Infinity, not a finite number"),
+    "giant metric": (set_metric(10**400), "not a finite number"),
+    "duplicate queries": (
+        lambda gens: edit(gens, lambda rows: rows + rows[:2] + rows[:1]),
+        '3 rows repeat a query (most often "query 000", 3 times)',
+    ),
+    # 2 rows removed, 1 renamed: 3 only in alpha, 1 only in beta
+    "other queries": (lambda gens: edit(gens, shorter), "4 queries differ (3 only in alpha, 1 only in beta)"),
+    "a reserved name": (lambda gens: (gens / "beta.json").rename(gens / "Avg..json"), "rename it"),
+    "a name of two lines": (lambda gens: (gens / "beta.json").rename(gens / "be\nta.json"), "rename it"),
+    "someone else's results": (foreign_output, "was not written by this script"),
+    "results folder is a file": (blocked_output, "cannot be written"),
+}
+
+
+def assert_one_error_line(done: subprocess.CompletedProcess, message: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, gens):
+    spoil, message = BAD[case]
+    spoil(gens)
+    results = gens.parent / "gens_results"
+    before = results.read_text() if results.is_file() else None
+    assert_one_error_line(run_script("--generations_dir", gens, "--task_type", "qa"), message)
+    if before is not None:
+        assert results.read_text() == before
+    elif case == "someone else's results":
+        assert (results / "eval-results.json").read_text() == '{"mine": 1}'
+    else:
+        assert not results.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task_type", "mt"], "try --task_type qa"),
+        (["--task_type", "qa", "--max_compare", "0"], "--max_compare is 0"),
+        (["--task_type", "qa", "--output", "gens/results.json"], "outside --generations_dir"),
+    ],
+)
+def test_bad_flags(arguments, message, gens):
+    done = run_script("--generations_dir", "gens", *arguments, cwd=gens.parent)
+    assert_one_error_line(done, message)
+    assert sorted(path.name for path in gens.parent.iterdir()) == ["gens"]
+
+
+def test_the_judge_is_not_offered_yet(gens):
+    done = run_script("--generations_dir", gens, "--task_type", "qa", "--use_gpt")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --use_gpt" in done.stderr

@@ -1,0 +1,311 @@
+"""The mathematics of PPO as pure functions of tensors.
+
+Shapes: B samples, T response tokens (padded on the right), V vocabulary entries. `mask` is (B, T) bool, True on
+response tokens. `total` sums a tensor over all processes (identity in a single one), so that every mean and variance
+is that of the union batch. All arithmetic is in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Total = Callable[[Tensor], Tensor]
+
+# float32 numbers alive at once while log-probabilities are computed: 64 MB for each intermediate tensor
+CHUNK_ELEMENTS = 1 << 24
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+# --- from logits to log-probabilities -------------------------------------------------------------------------------
+
+
+def _rows_per_chunk(vocabulary: int, chunk_rows: int | None) -> int:
+    return chunk_rows or max(1, CHUNK_ELEMENTS // vocabulary)
+
+
+def _chunk_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p(y) = z_y - log sum_v exp z_v, for (N, V) logits and (N,) labels."""
+    logits = logits.float()
+    return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_logprobs(logits: Tensor, labels: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """Log-probabilities (B, T) float32 of `labels` (B, T) under `logits` (B, T, V) of any float type.
+
+    Rows go through float32 a bounded chunk at a time, and the backward pass computes them again: no float32 (B, T, V)
+    tensor is ever kept.
+    """
+    vocabulary = logits.shape[-1]
+    rows = _rows_per_chunk(vocabulary, chunk_rows)
+    # split, not slices: the backward pass of n slices would allocate n gradients of the full size
+    chunks = zip(logits.reshape(-1, vocabulary).split(rows), labels.reshape(-1).split(rows), strict=True)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        parts = [checkpoint(_chunk_logprobs, z, y, use_reentrant=False, preserve_rng_state=False) for z, y in chunks]
+    else:
+        parts = [_chunk_logprobs(z, y) for z, y in chunks]
+    return torch.cat(parts).view(labels.shape)
+
+
+@torch.no_grad()
+def token_entropy(logits: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """Entropy (B, T) float32 in nats of the distributions `logits` (B, T, V): H = log sum exp z - sum_v p_v z_v."""
+    rows = _rows_per_chunk(logits.shape[-1], chunk_rows)
+    parts = []
+    for z in logits.reshape(-1, logits.shape[-1]).split(rows):
+        z = z.float()
+        log_sum = z.logsumexp(-1)
+        parts.append(log_sum - ((z - log_sum[:, None]).exp() * z).sum(-1))
+    return torch.cat(parts).view(logits.shape[:-1])
+
+
+# --- KL penalty ------------------------------------------------------------------------------------------------------
+
+
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
+    """Per-token penalty (B, T) from the log-probabilities (B, T) of the sampled tokens, d = log p - log p_ref.
+
+    kl: d (may be negative), abs: |d|, mse: d^2 / 2. For `full` see `full_kl`.
+    """
+    d = logprobs - ref_logprobs
+    if kind == "kl":
+        return d
+    if kind == "abs":
+        return d.abs()
+    if kind == "mse":
+        return 0.5 * d.square()
+    raise ValueError(f"unknown KL penalty {kind!r}: kl, abs or mse (full_kl computes 'full')")
+
+
+@torch.no_grad()
+def full_kl(logits: Tensor, ref_logits: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """KL(p || p_ref) = sum_v p_v (log p_v - log p_ref,v), (B, T) float32, from two (B, T, V) logits, chunk by chunk."""
+    vocabulary = logits.shape[-1]
+    rows = _rows_per_chunk(vocabulary, chunk_rows)
+    parts = []
+    for z, z_ref in zip(
+        logits.reshape(-1, vocabulary).split(rows), ref_logits.reshape(-1, vocabulary).split(rows), strict=True
+    ):
+        log_p = z.float().log_softmax(-1)
+        parts.append((log_p.exp() * (log_p - z_ref.float().log_softmax(-1))).sum(-1))
+    return torch.cat(parts).view(logits.shape[:-1])
+
+
+class FixedKLController:
+    """A coefficient that stays as it is."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def update(self, current_kl: float, n_samples: int) -> None:
+        """Leave the coefficient alone."""
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
+
+class AdaptiveKLController(FixedKLController):
+    """Proportional controller (arXiv 1909.08593, section 2.2).
+
+    beta <- beta (1 + n / horizon * clip(KL / target - 1, -0.2, 0.2))
+    """
+
+    def __init__(self, value: float, target: float, horizon: float) -> None:
+        super().__init__(value)
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, current_kl: float, n_samples: int) -> None:
+        """Move the coefficient after `n_samples` responses of `current_kl` nats each on average."""
+        error = min(max(current_kl / self.target - 1, -0.2), 0.2)
+        self.value *= 1 + error * n_samples / self.horizon
+
+
+# --- masked statistics -----------------------------------------------------------------------------------------------
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `x` over the True entries of `mask`, a scalar; what stands in the padding, NaN included, has no part."""
+    return torch.where(mask.bool(), x, 0).sum()
+
+
+def masked_mean(x: Tensor, mask: Tensor, total: Total = identity) -> Tensor:
+    """Mean of `x` over the True entries of `mask`, a scalar."""
+    return total(masked_sum(x, mask)) / total(mask.sum())
+
+
+def masked_var(x: Tensor, mask: Tensor, total: Total = identity) -> Tensor:
+    """Unbiased variance over the True entries of `mask`: sum (x - mean)^2 / (n - 1); 0 where n is 1."""
+    squares = total(masked_sum((x - masked_mean(x, mask, total)).square(), mask))
+    return squares / (total(mask.sum()) - 1).clamp(min=1)
+
+
+def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, total: Total = identity) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-8), with the masked mean and variance; `shift_mean=False` adds the mean again."""
+    mean, var = masked_mean(x, mask, total), masked_var(x, mask, total)
+    whitened = (x - mean) * torch.rsqrt(var + 1e-8)
+    return whitened if shift_mean else whitened + mean
+
+
+# --- rewards and advantages ------------------------------------------------------------------------------------------
+
+
+def place_scores(scores: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Scores on tokens, (B, T) float32: score t of a (T_i,) vector on response token t, a scalar on the last token.
+
+    `mask` (B, T) marks the T_i response tokens of sample i, which start in column 0.
+    """
+    placed = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    for row, (score, length) in enumerate(zip(scores, mask.sum(1).tolist(), strict=True)):
+        score = torch.as_tensor(score, dtype=torch.float32, device=mask.device)
+        if score.dim() == 0:
+            placed[row, length - 1] = score
+        elif score.shape == (length,):
+            placed[row, :length] = score
+        else:
+            raise ValueError(
+                f"score {row} has shape {tuple(score.shape)}; give a scalar, "
+                f"or one value per response token: shape ({length},)"
+            )
+    return placed
+
+
+def token_rewards(placed_scores: Tensor, kl: Tensor, kl_coef: float, mask: Tensor) -> Tensor:
+    """r_t = score_t - beta KL_t on response tokens, 0 on padding; all (B, T)."""
+    return torch.where(mask, placed_scores - kl_coef * kl, 0)
+
+
+def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438): advantages and returns, both (B, T).
+
+    delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after the last token
+    A_t = delta_t + gamma lam A_{t+1}
+    R_t = A_t + V_t
+    """
+    values = torch.where(mask.bool(), values, 0)
+    rewards = torch.where(mask.bool(), rewards, 0)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    advantages = []
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = delta + gamma * lam * next_advantage
+        next_value = values[:, t]
+        advantages.append(next_advantage)
+    advantages = torch.stack(advantages[::-1], dim=1)
+    return advantages, advantages + values
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def policy_losses(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor]:
+    """Clipped policy loss of each token and where the clip binds, both (B, T); arXiv 1707.06347, equation 7.
+
+    L_t = max(-A_t r_t, -A_t clip(r_t, 1 - eps, 1 + eps)), r_t = p(a_t) / p_old(a_t)
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.max(plain, clipped), clipped > plain
+
+
+def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float) -> tuple[Tensor, Tensor]:
+    """Clipped value loss of each token and where the clip binds, both (B, T).
+
+    L_t = max((V_t - R_t)^2, (clip(V_t, V_old,t +- eps) - R_t)^2) / 2
+    """
+    near = torch.max(torch.min(values, old_values + cliprange_value), old_values - cliprange_value)
+    plain = (values - returns).square()
+    clipped = (near - returns).square()
+    return 0.5 * torch.max(plain, clipped), clipped > plain
+
+
+def kl_estimate(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """Non-negative estimate (B, T) of KL(old || new) on tokens drawn from the old policy.
+
+    (r - 1) - log r, with r = p / p_old; its mean under p_old is the KL exactly
+    """
+    d = logprobs - old_logprobs
+    return torch.expm1(d) - d
+
+
+class LossSums(NamedTuple):
+    """Sums over the response tokens of one mini-batch, float32 scalars: they add up over mini-batches and processes."""
+
+    tokens: Tensor
+    policy_loss: Tensor  # the only two with a gradient
+    value_loss: Tensor
+    ratio: Tensor
+    policy_clipped: Tensor
+    squared_log_ratio: Tensor
+    log_ratio: Tensor
+    kl_estimate: Tensor
+    value_clipped: Tensor
+    value_error: Tensor  # (V - R)^2
+    value: Tensor
+
+
+def loss_sums(
+    logprobs: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    old_logprobs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    cliprange: float,
+    cliprange_value: float,
+) -> LossSums:
+    """Losses and statistics of one mini-batch, summed over its response tokens; all tensors (B, T)."""
+    policy, policy_clipped = policy_losses(logprobs, old_logprobs, advantages, cliprange)
+    value, value_clipped = value_losses(values, old_values, returns, cliprange_value)
+    with torch.no_grad():
+        log_ratio = logprobs - old_logprobs
+        statistics = [
+            log_ratio.exp(),
+            policy_clipped.float(),
+            log_ratio.square(),
+            log_ratio,
+            kl_estimate(logprobs, old_logprobs),
+            value_clipped.float(),
+            (values - returns).square(),
+            values,
+        ]
+        sums = [masked_sum(x, mask) for x in statistics]
+    return LossSums(mask.sum().float(), masked_sum(policy, mask), masked_sum(value, mask), *sums)
+
+
+def loss_statistics(sums: LossSums, vf_coef: float) -> dict[str, float]:
+    """Token means, as Python floats, from sums over one or more mini-batches."""
+    mean = LossSums(*[float(s.detach()) / max(float(sums.tokens), 1.0) for s in sums])
+    return {
+        "loss/policy": mean.policy_loss,
+        "loss/value": mean.value_loss,
+        "loss/total": mean.policy_loss + vf_coef * mean.value_loss,
+        "policy/ratio": mean.ratio,
+        "policy/clipfrac": mean.policy_clipped,
+        "policy/approxkl": 0.5 * mean.squared_log_ratio,
+        "policy/policykl": -mean.log_ratio,
+        "policy/kl_estimate": mean.kl_estimate,
+        "val/clipfrac": mean.value_clipped,
+        "val/error": mean.value_error,
+        "val/vpred": mean.value,
+    }
+
+
+def ratio_guard(mean_ratio: float, threshold: float) -> bool:
+    """True where the mean probability ratio is so far from 1 that the update must be left out."""
+    return mean_ratio > threshold
