@@ -61,8 +61,13 @@ def load_model(
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     with _reported(role, path):
+        # straight to the device: a 13B model in the memory of the host, once per process, would be too much
         model, info = model_class.from_pretrained(
-            str(path), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            str(path),
+            dtype=dtype,
+            device_map={"": torch.device(device)},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     absent = sorted({*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])})
     if absent:
@@ -71,7 +76,7 @@ def load_model(
             f"{role} {path} lacks the weights {named}, or holds them in another shape; "
             f"give a checkpoint of the kind {type(model).__name__}"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:

@@ -157,9 +157,10 @@ def resolve_policy(name: str) -> str:
     if (path / "run.json").is_file():
         if not (path / "policy").is_dir():
             raise UserError(f"{path} holds a run that has not ended; finish it with --resume, or give {path / 'best'}")
-        path = path / "policy"
-    check_model_name(str(path), "--policy_ckpt", ("config.json", "adapter_config.json"))
-    return str(path.resolve()) if path.is_dir() else name
+        name = str(path / "policy")
+    check_model_name(name, "--policy_ckpt", ("config.json", "adapter_config.json"))
+    # adapters remember the path of their base model: a relative one would mean another folder elsewhere
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:

@@ -37,3 +37,21 @@ def check_launch() -> None:
                 f"{wanted} processes were started on this machine, which has {found} GPUs; drop --multi_gpu or lower "
                 f"--num_processes (several processes on CPU: `{TWO_CPU_PROCESSES}`)"
             )
+
+
+def process_state():
+    """accelerate's PartialState: this process's rank and device.
+
+    Made here and nowhere else: unlike Accelerator, `PartialState()` does not read ACCELERATE_USE_CPU, and whoever makes
+    the state first decides for all. Raises UserError where it sees fewer processes than were started.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise UserError(
+            f"{started} processes were started but work as {state.num_processes}; on CPU use `{TWO_CPU_PROCESSES}`"
+        )
+    return state

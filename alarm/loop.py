@@ -16,7 +16,7 @@ from .errors import UserError
 from .files import write_json
 from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
 from .rollout import Prompt, resample_empty, sample_rollout
-from .run import Run
+from .run import Run, finite
 from .types import AspectScore, RewardScores, Rollout
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Scorer:
     aspect_names: tuple[str, ...]
     holistic: Holistic
     recipe: RewardRecipe
+    truncated: Callable[[], dict[str, int]]  # reward model -> inputs that it had to cut so far, on this process
 
     def names_that_count(self) -> tuple[str, ...]:
         """The aspects whose values reach the reward; the others need not be computed to train."""
@@ -191,6 +192,7 @@ def train(
         progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
         progress.update()
         if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+            progress.close()
             stop_on_nonfinite(run, rollout, scores, accelerator)
         last = state["step"] == total_steps
         if args.eval_interval and (state["step"] % args.eval_interval == 0 or last):
@@ -284,11 +286,13 @@ def run_test(
             {PUBLISHED_NAMES.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
             for record in records
         ]
-        write_json(args.save_dir, published)
+        write_json(args.save_dir, [finite(record) for record in published])
         show(f"{args.policy_ckpt} on {len(records)} prompts", {"mean": means(records)})
         empty = sum(not record["generation"].strip() for record in records)
-        note = f"; {empty} answers are empty" if empty else ""
-        print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s{note}")
+        unscored = sum(None in finite(record).values() for record in records)
+        print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s")
+        say_counts({"empty answers": empty, "answers with a score that is not finite (null in the file)": unscored})
+    say_counts(cut_inputs(scorer), ppo.accelerator)
 
 
 def run_training(
@@ -315,10 +319,26 @@ def run_training(
         if training := [row["train"] for row in rows if "train" in row]:
             columns["train, last step"] = {name: v for name, v in training[-1].items() if not name.startswith("time/")}
         show(f"{args.run_name}: {args.reward_type}, {state['step']} steps", columns)
-        skipped = sum(bool(row["skipped"]) for row in training)
-        note = f"; {skipped} steps skipped for a reward or loss that was not finite" if skipped else ""
-        print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s{note}")
+        print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s")
+        skipped = sum(row["skipped"] for row in training)
+        say_counts({"steps skipped for a reward or loss that was not finite": skipped})
+    say_counts(cut_inputs(scorer), ppo.accelerator)
     ppo.accelerator.end_training()
+
+
+def cut_inputs(scorer: Scorer) -> dict[str, int]:
+    return {f"inputs cut to what the {name} reward model takes": n for name, n in scorer.truncated().items()}
+
+
+def say_counts(counts: dict[str, int], accelerator: Accelerator | None = None) -> None:
+    """Print the counts that are not zero, one a line; with an accelerator, first summed over all processes."""
+    if accelerator is not None:
+        local = torch.tensor(list(counts.values()), device=accelerator.device)
+        counts = dict(zip(counts, accelerator.reduce(local, reduction="sum").tolist(), strict=True))
+    if accelerator is None or accelerator.is_main_process:
+        for what, count in counts.items():
+            if count:
+                print(f"{what}: {count}")
 
 
 def show(title: str, columns: dict[str, dict[str, float]]) -> None:

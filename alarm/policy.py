@@ -46,8 +46,9 @@ def build_trainer(
     import torch
     from peft import LoraConfig, TaskType
 
-    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
+    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer, set_seed
 
+    set_seed(args.seed)  # of the fresh adapters; the trainer seeds again, each process with its own
     lora = None
     if not (Path(policy) / "adapter_config.json").is_file():
         # with --test as well: fresh adapters add zero, and spare the trainer a copy of the model as its reference

@@ -437,10 +437,8 @@ def _train_completeness(train, dev, splitter, args) -> dict:
         metrics = measure_preferences(model, tokenizer.pad_token_id, score, encode, pairs["dev"], dev, args.batch_size)
         metrics = {"aspect": "completeness", "splitter": splitter.name, **metrics}
         _print_once(format_metrics(metrics["dev"], f"completeness on {args.dev_file}"))
-        _print_once(
-            "raw scores of dev answers: "
-            f"--completeness_reward_mean {metrics['score_mean']:.6g} --completeness_reward_std {metrics['score_std']:.6g}"
-        )
+        mean, deviation = metrics["score_mean"], metrics["score_std"]
+        _print_once(f"dev answers: --completeness_reward_mean {mean:.6g} --completeness_reward_std {deviation:.6g}")
         return metrics
 
     items = {split: encode_pairs(encode, pairs[split]) for split in pairs}
@@ -532,6 +530,6 @@ def _say(split: str, what: str, cut: int, max_length: int) -> None:
 
 
 def _print_once(text: str) -> None:
-    from accelerate import PartialState
+    from .launch import process_state
 
-    PartialState().print(text)
+    process_state().print(text)

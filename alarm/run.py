@@ -42,7 +42,8 @@ class Run:
         """Raise UserError where the folder holds something that this run would overwrite, or another run to resume."""
         if self.dir.exists() and not self.dir.is_dir():
             raise UserError(f"{self.dir} is a file; --save_dir is the folder of the run")
-        if not self.dir.is_dir() or not any(self.dir.iterdir()):
+        # a start that failed while models were loading leaves the tracker's folder at most
+        if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker"}:
             return
         if not (self.dir / "run.json").is_file():
             raise UserError(f"{self.dir} holds other files; give a new --save_dir")

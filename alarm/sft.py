@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .launch import process_state
 from .supervised import fit, load_pretrained
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def train_seq2seq(
     `args` holds the flags of `supervised.training_parser`; lengths count tokens, EOS included. Returns the metrics that
     are written beside the model.
     """
-    from accelerate import PartialState
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
 
     set_seed(args.seed)
@@ -59,7 +59,7 @@ def train_seq2seq(
     encoded = {}
     for name, pairs in (("train", train), ("dev", dev)):
         encoded[name] = one = encode_pairs(tokenizer, pairs, max_prompt, max_target)
-        PartialState().print(
+        process_state().print(
             f"{name}: {len(pairs)} pairs; {one.cut_prompts} prompts cut to {max_prompt} tokens, "
             f"{one.cut_targets} targets to {max_target}"
         )

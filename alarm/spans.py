@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import re
 from bisect import bisect_left
+from itertools import groupby
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -30,8 +31,9 @@ def token_offsets(tokenizer, ids) -> tuple[str, list[Span]]:
 
     Returns:
         text: `tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)`
-        offsets: T spans of it, starts and ends never decreasing, that cover all of it. A special token has an empty
-            span; the tokens that share the bytes of one character each have the whole character.
+        offsets: T spans of it, starts and ends never decreasing, that cover all of it. Tokens that share the bytes
+            of one character each have the whole character. A special token has an empty span (between the bytes of
+            one character: that character).
 
     Time is linear in T for byte-level and sentencepiece-like tokenizers. The result is checked against the full
     decode; where a tokenizer decodes in another way, every prefix is decoded instead (quadratic, but right).
@@ -87,14 +89,12 @@ class _Pieces:
             self.known[id] = self._look_up(tokenizer, id)
         pieces = [self.known[id] for id in ids]
         # sentencepiece decodes a run of byte tokens as a whole: valid UTF-8, or one replacement character per token
-        start = 0
-        while self.fallback_bytes and start < len(ids):
-            end = start
-            while end < len(ids) and ids[end] in self.fallback_bytes:
-                end += 1
-            if end > start and not _is_utf8(b"".join(pieces[start:end])):
-                pieces[start:end] = [_REPLACEMENT.encode()] * (end - start)
-            start = end + 1
+        present = [k for k, piece in enumerate(pieces) if piece]
+        for are_bytes, run in groupby(present, key=lambda k: ids[k] in self.fallback_bytes):
+            run = list(run)
+            if are_bytes and not _is_utf8(b"".join(pieces[k] for k in run)):
+                for k in run:
+                    pieces[k] = _REPLACEMENT.encode()
         return pieces
 
     def _look_up(self, tokenizer, id: int) -> bytes:
@@ -144,11 +144,12 @@ def _offsets_from_bytes(pieces: list[bytes]) -> tuple[str, list[Span]]:
     offsets, byte = [], 0
     for piece in pieces:
         end_byte = byte + len(piece)
+        before = char_of_byte[byte - 1] if byte else -1
+        start = char_of_byte[byte] if byte < len(raw) else len(text)
         if piece:
-            offsets.append((char_of_byte[byte], char_of_byte[end_byte - 1] + 1))
+            offsets.append((start, char_of_byte[end_byte - 1] + 1))
         else:
-            end = offsets[-1][1] if offsets else 0
-            offsets.append((end, end))
+            offsets.append((start, before + 1))  # empty, but for a token between the bytes of one character
         byte = end_byte
     return "".join(text), offsets
 
@@ -167,6 +168,7 @@ def _offsets_from_prefixes(tokenizer, ids: list[int], text: str) -> list[Span]:
         waiting = 0 if id in special and not waiting else waiting + 1
         offsets.append((start, start))
         if end > start:
+            waiting = max(waiting, 1)
             offsets[len(offsets) - waiting :] = [(start, end)] * waiting
             waiting = 0
     return offsets

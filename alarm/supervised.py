@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import UserError
 from .files import write_json
 from .flags import parser, positive_float, positive_int
+from .launch import process_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,12 +104,11 @@ def fit(
     import math
 
     import torch
-    from accelerate import PartialState
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     save_dir = Path(args.save_dir)
     work = save_dir.with_name(f".{save_dir.name}.training")
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         shutil.rmtree(work, ignore_errors=True)
     state.wait_for_everyone()

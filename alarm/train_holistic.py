@@ -6,7 +6,7 @@ import argparse
 
 from .errors import UserError, report_user_errors
 from .flags import check_model_name, positive_int
-from .launch import check_launch
+from .launch import check_launch, process_state
 from .reward_training import Pair, load_feedback, load_pairs, preference_pairs
 from .supervised import check_save_dir, load_pretrained, training_parser
 
@@ -44,7 +44,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: argparse.Namespace) -> dict:
     """Train from a Llama body, or on from a model in the UltraRM layout; write `args.save_dir`, return the metrics."""
-    from accelerate import PartialState
     from transformers import AutoConfig, AutoTokenizer, set_seed
 
     from .holistic import HolisticModel, LlamaRewardModel
@@ -69,16 +68,14 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
 
     def finish(model) -> dict:
         metrics = measure_preferences(model, reader.pad_id, score, encode, dev, dev_rows, args.batch_size)
-        show = PartialState().print
+        show = process_state().print
         show(format_metrics(metrics["dev"], f"preferences on {args.dev_file}"))
-        show(
-            f"raw scores of dev answers: --ultra_mean {metrics['score_mean']:.6g} --ultra_std {metrics['score_std']:.6g}"
-        )
+        show(f"dev answers: --ultra_mean {metrics['score_mean']:.6g} --ultra_std {metrics['score_std']:.6g}")
         return metrics
 
     items = {"train": encode_pairs(encode, train), "dev": encode_pairs(encode, dev)}
-    PartialState().print(
-        f"train and dev: {len(train)} and {len(dev)} pairs; {reader.truncated} prompts cut to fit {args.max_length} tokens"
+    process_state().print(
+        f"train and dev: {len(train)} and {len(dev)} pairs; {reader.truncated} inputs with a prompt cut to fit"
     )
     return fit(model, tokenizer, items["train"], items["dev"], collate_pairs(tokenizer), args, pair_loss(score), finish)
 

@@ -101,12 +101,11 @@ def main(argv: list[str] | None = None) -> None:
         for seed in args.seeds:
             started = time.time()
             curves[alignment].append(train(alignment, args.steps, seed))
-            reached = steps_to(curves[alignment][-1], 0.9)
-            print(
-                f"{alignment}, seed {seed}: {time.time() - started:.0f} s, 90% "
-                + (f"after {reached} steps" if reached is not None else "not reached"),
-                flush=True,
-            )
+            run = curves[alignment][-1]
+            reached = [
+                f"{level:.0%} {'never' if (step := steps_to(run, level)) is None else step}" for level in (0.5, 0.9)
+            ]
+            print(f"{alignment}, seed {seed}: {time.time() - started:.0f} s; steps to {', '.join(reached)}", flush=True)
     means = {name: [sum(column) / len(runs) for column in zip(*runs, strict=True)] for name, runs in curves.items()}
 
     print(f"\nshare of the paid token (chance {1 / 64:.3f}), mean of {len(args.seeds)} seeds, last 10 steps")

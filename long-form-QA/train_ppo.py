@@ -18,7 +18,7 @@ from alarm.flags import (
     positive_int,
     resolve_policy,
 )
-from alarm.launch import check_launch
+from alarm.launch import check_launch, process_state
 from alarm.run import Run
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -105,13 +105,12 @@ def main(argv: list[str] | None = None) -> None:
         run.check(args.resume)
     # 2. the prompts as the policy reads them
     import torch
-    from accelerate import PartialState
 
     from alarm.loop import Scorer, run_test, run_training
     from alarm.policy import build_trainer, load_tokenizer
     from alarm.rollout import encode_prompts
 
-    state = PartialState()
+    state = process_state()
     tokenizer = load_tokenizer(policy)
     prompts = {}
     for split, rows in examples.items():
@@ -145,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
             holistic_std=args.ultra_std,
             length_mean=args.length_mean if args.length_reward else None,
         ),
+        truncated=lambda: aspects.truncated | {"holistic": holistic.truncated},
     )
     ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
 

@@ -22,9 +22,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = flags.add_argument
     add("--train_file", default="quickstart/data/qa/train.json", help="questions whose text trains the tokenizers")
     add("--save_dir", required=True, help="new folder that will hold t5, longformer and llama")
-    add("--vocab_size", type=int, default=4000, help="pieces in each of the three vocabularies")
-    add("--policy_size", type=int, default=192, help="hidden size of the T5 policy, a multiple of 64")
-    add("--reward_model_size", type=int, default=128, help="hidden size of the reward models, a multiple of 64")
+    add("--vocab_size", type=int, default=1500, help="pieces in each of the three vocabularies")
+    add("--policy_size", type=int, default=128, help="hidden size of the T5 policy, a multiple of 64")
+    add("--reward_model_size", type=int, default=64, help="hidden size of the reward models, a multiple of 64")
     add("--seed", type=int, default=42, help="seed of the random weights")
     return flags.parse_args(argv)
 
@@ -85,7 +85,9 @@ def llama_tokenizer(texts: list[str], vocab_size: int, max_length: int):
     tokenizer.train_from_iterator(texts, trainer)
     state = tokenizer_state(tokenizer)
     merges = [tuple(pair) for pair in state["merges"]]
-    return LlamaTokenizer(vocab=state["vocab"], merges=merges, pad_token="</s>", model_max_length=max_length)
+    return LlamaTokenizer(
+        vocab=state["vocab"], merges=merges, add_bos_token=True, pad_token="</s>", model_max_length=max_length
+    )
 
 
 def tokenizer_state(tokenizer) -> dict:
@@ -119,10 +121,11 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
         d_kv=32,
         num_heads=policy_size // 32,
         d_ff=2 * policy_size,
+        # generation sizes its cache by the encoder: as many layers in both
         num_layers=2,
         num_decoder_layers=2,
         dropout_rate=0.1,
-        # the published initialisation fits bigger models; logits of a tied head start far too large with it
+        # with the default of 1 the tied head learns too slowly for a few hundred steps
         initializer_factor=0.3,
         decoder_start_token_id=tokenizer.pad_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -148,7 +151,7 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
     )
     made.append(("longformer", LongformerModel(config), tokenizer))
 
-    tokenizer = llama_tokenizer(texts, vocab_size, positions)
+    tokenizer = llama_tokenizer(texts, vocab_size, 384)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=reward_model_size,
@@ -156,7 +159,8 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
         num_hidden_layers=2,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=positions,
+        # the holistic model reads the answer and as much of the prompt as fits in front of it
+        max_position_embeddings=384,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,

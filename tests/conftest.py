@@ -11,12 +11,11 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 
 import pytest
 
+from helpers import forget_accelerate
+
 
 @pytest.fixture
 def fresh_accelerate():
-    """accelerate keeps its state in class attributes: a second run in one process starts from none."""
-    from accelerate.state import AcceleratorState, GradientState
-
+    """For tests that build a trainer in this process."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()

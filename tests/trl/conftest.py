@@ -14,7 +14,7 @@ transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-TINY_T5 = FIXTURES / "checkpoints" / "tiny-t5"
+TINY_T5 = FIXTURES / "golden" / "checkpoints" / "tiny-t5"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,109 @@
+"""The driver: stages are skipped when done, rerun when their command changed, and never eat foreign files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+
+import pytest
+
+from helpers import ROOT
+from quickstart import run
+
+
+@pytest.fixture
+def work(tmp_path):
+    run.check_work_dir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def writer(work, name: str, text: str):
+    """A stage that appends `text` to a file."""
+    code = f"open({str(work / name)!r}, 'a').write({text!r})"
+    return run.Stage(name, name, lambda: ["-c", code])
+
+
+def test_done_stages_are_skipped_and_changed_ones_take_the_later_along(work, capfd):
+    stages = [writer(work, "a", "1"), writer(work, "b", "2")]
+    run.run_stages(stages, work)
+    run.run_stages(stages, work)
+    assert (work / "a").read_text() == "1" and (work / "b").read_text() == "2"
+    assert capfd.readouterr().out.count("done before") == 2
+    run.run_stages([writer(work, "a", "x"), stages[1]], work)
+    assert (work / "a").read_text() == "x" and (work / "b").read_text() == "2"
+    assert "done before" not in capfd.readouterr().out
+
+
+def test_a_failed_stage_stops_with_its_code_and_is_run_again(work, capfd):
+    good = writer(work, "a", "1")
+    bad = run.Stage("bad", "b", lambda: ["-c", f"open({str(work / 'b')!r}, 'w'); raise SystemExit(3)"])
+    with pytest.raises(SystemExit) as stop:
+        run.run_stages([good, bad], work)
+    assert stop.value.code == 3
+    run.run_stages([good, writer(work, "b", "2")], work)
+    assert (work / "a").read_text() == "1" and (work / "b").read_text() == "2"
+
+
+def test_a_resumable_stage_keeps_what_an_interrupted_one_left(work):
+    (work / "run").mkdir()
+    (work / "run" / "checkpoint").write_text("half")
+    code = f"import pathlib; pathlib.Path({str(work / 'run')!r}, 'end').write_text('whole')"
+    run.run_stages([run.Stage("run", "run", lambda: ["-c", code], resumable=True)], work)
+    assert (work / "run" / "checkpoint").read_text() == "half" and (work / "run" / "end").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--work_dir", str(tmp_path)])
+    assert stop.value.code == 2 and "holds other files" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_printed_commands_can_be_pasted():
+    words = run.flag_words(a="b c", lr=1e-3, test=True, none=None, n=3)
+    line = run.printable(["python", "x.py", *words, *["--z"] * 60])
+    assert shlex.split(line.replace("\\\n", " "))[:9] == [
+        "python",
+        "x.py",
+        "--a",
+        "b c",
+        "--lr",
+        "0.001",
+        "--test",
+        "--n",
+        "3",
+    ]
+    assert max(map(len, line.split("\n"))) <= 130
+
+
+def test_the_gate_is_scaled_by_scored_answers_only(tmp_path):
+    rows = [{"holistic_reward": value} for value in (1.0, 3.0, -10)]
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    assert run.holistic_scale(tmp_path / "c.json") == (2.0, pytest.approx(2**0.5))
+
+
+@pytest.mark.slow
+def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "dev", "test"):
+        for kind in ("", "_feedback"):
+            rows = json.loads((ROOT / f"quickstart/data/qa/{split}{kind}.json").read_text())
+            (data / f"{split}{kind}.json").write_text(json.dumps(rows[:24]))
+    flags = ["--data_dir", str(data), "--work_dir", str(tmp_path / "work"), "--splitter", "sentencizer", "--steps", "2"]
+    run.main(flags)
+    shown = capfd.readouterr().out
+    assert "[13/13] comparison" in shown and "What this shows" in shown
+    assert len(json.loads((tmp_path / "work/generations/hierarchical.json").read_text())) == 24
+    assert (tmp_path / "work/generations_results/eval-results.json").exists()
+    run.main(flags)
+    assert capfd.readouterr().out.count("done before") == 13
+
+
+def test_the_interpreter_of_the_driver_runs_the_stages(work):
+    code = f"import sys; open({str(work / 'a')!r}, 'w').write(sys.executable)"
+    run.run_stages([run.Stage("a", "a", lambda: ["-c", code])], work)
+    assert (work / "a").read_text() == sys.executable
