@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parent / "two_processes.py"
 def runs(tmp_path_factory):
     """The same training in one process and in two real ones (gloo on CPU)."""
     out = tmp_path_factory.mktemp("processes")
-    model = Path(__file__).parent.parent / "fixtures" / "checkpoints" / "tiny-t5"
+    model = Path(__file__).parent.parent / "fixtures" / "golden" / "checkpoints" / "tiny-t5"
     root = SCRIPT.parent.parent.parent
     environment = os.environ | {
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "trl"),
