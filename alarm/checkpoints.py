@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,19 +20,19 @@ _OFFSET_POSITIONS = ("roberta", "longformer", "camembert", "xlm-roberta", "xlm-r
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    """Progress bars stay (13 billion weights take minutes); reports and notes about the libraries' own future go."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
-def _reported(role: str, path: str | Path) -> Iterator[None]:
+def reported(role: str, path: str | Path) -> Iterator[None]:
     """Whatever transformers raises on a broken or absent checkpoint becomes a UserError of one line."""
     try:
         with _quiet_transformers():
@@ -47,7 +48,7 @@ def _reported(role: str, path: str | Path) -> Iterator[None]:
 
 def load_config(path: str | Path, role: str):
     """The configuration beside a checkpoint. UserError where there is none."""
-    with _reported(role, path):
+    with reported(role, path):
         return AutoConfig.from_pretrained(str(path))
 
 
@@ -60,7 +61,7 @@ def load_model(
     `role`: what the message calls it.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    with _reported(role, path):
+    with reported(role, path):
         # straight to the device: a 13B model in the memory of the host, once per process, would be too much
         model, info = model_class.from_pretrained(
             str(path),
@@ -81,7 +82,7 @@ def load_model(
 
 def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer beside a checkpoint. UserError where there is none, or only a slow one (no character offsets)."""
-    with _reported(f"the tokenizer of {role}", path):
+    with reported(f"the tokenizer of {role}", path):
         tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {role} {path} is a slow one; save it as tokenizer.json")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoints import reported
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -16,24 +17,12 @@ if TYPE_CHECKING:
     from .rollout import Prompt
 
 
-def load_or_explain(what: str, name: str, load):
-    """Call `load()`; a model that cannot be found or read becomes a UserError of one line."""
-    try:
-        return load()
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{what} {name} cannot be loaded ({reason[:300]}); give a local folder, or a hub name while online"
-        ) from error
-
-
 def load_tokenizer(policy: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside the policy."""
     from transformers import AutoTokenizer
 
-    return load_or_explain("the tokenizer of", policy, lambda: AutoTokenizer.from_pretrained(policy))
+    with reported("the tokenizer of the policy", policy):
+        return AutoTokenizer.from_pretrained(policy)
 
 
 def build_trainer(
@@ -41,7 +30,7 @@ def build_trainer(
 ) -> PPOTrainer:
     """The policy at `policy` (with fresh LoRA adapters where it has none) in a PPO trainer.
 
-    LoRA: rank 16, alpha 32, dropout 0.05 (section 4.1 of the paper's setup).
+    LoRA as in the paper: rank 16, alpha 32, dropout 0.05.
     """
     import torch
     from peft import LoraConfig, TaskType
@@ -67,13 +56,10 @@ def build_trainer(
         run_name=args.run_name,
         logging_dir=str(Path(args.save_dir) / "tracker"),
     )
-    model = load_or_explain(
-        "the policy",
-        policy,
-        lambda: AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
+    with reported("the policy", policy):
+        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
             policy, peft_config=lora, dtype=getattr(torch, args.dtype)
-        ),
-    )
+        )
     try:
         return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts)
     except ValueError as error:

@@ -20,6 +20,7 @@ from alarm.flags import (
 )
 from alarm.launch import check_launch, process_state
 from alarm.run import Run
+from alarm.spans import find_splitter
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 HOLISTIC_MAX_TOKENS = 1230  # prompt and answer together
@@ -99,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     policy = resolve_policy(args.policy_ckpt)
     check_reward_models(args.reward_model_dir, ASPECTS)
     check_model_name(args.holistic_model, "--holistic_model")
+    find_splitter(args.splitter)
     check_launch()
     run = Run(args.save_dir, vars(args))
     if not args.test:

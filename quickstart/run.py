@@ -25,6 +25,7 @@ from alarm.files import write_json
 from alarm.flags import parser, positive_int
 
 ROOT = Path(__file__).resolve().parents[1]
+PROMPT_TOKENS = 128  # the question and the start of the first passage: all that a policy of this size makes use of
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
 
 
@@ -88,7 +89,8 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
 
     def sft() -> list[str]:
         flags = flag_words(
-            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=256, num_epochs=6, lr=3e-3,
+            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=PROMPT_TOKENS, num_epochs=10,
+            batch_size=4, lr=4e-3,
             max_steps=args.steps, **common,
         )  # fmt: skip
         return ["long-form-QA/train_sft.py", *flags]
@@ -123,7 +125,7 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
             "ultra_std": std,
             "completeness_reward_mean": completeness["score_mean"],
             "completeness_reward_std": completeness["score_std"] or 1.0,
-            "max_input_len": 256,
+            "max_input_len": PROMPT_TOKENS,
             "dtype": "float32",
             "seed": args.seed,
         }
@@ -131,7 +133,8 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
     def calibration() -> list[str]:
         flags = flag_words(
             test=True, test_do_sample=True, policy_ckpt=at("sft"), test_file=files["dev_file"],
-            save_dir=at("calibration.json"), **scoring(calibrated=False),
+            save_dir=at("calibration.json"), batch_size=50,
+            **scoring(calibrated=False),
         )  # fmt: skip
         return ["long-form-QA/train_ppo.py", *flags]
 
@@ -151,7 +154,8 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
         def words() -> list[str]:
             flags = flag_words(
                 test=True, test_do_sample=True, policy_ckpt=at(policy), test_file=files["test_file"],
-                save_dir=at(f"generations/{name}.json"), **scoring(calibrated=True),
+                save_dir=at(f"generations/{name}.json"), batch_size=50,
+                **scoring(calibrated=True),
             )  # fmt: skip
             return ["long-form-QA/train_ppo.py", *flags]
 
@@ -255,7 +259,8 @@ def run_stage(stage: Stage, work: Path, python: str, environment: dict) -> dict 
 def run_stages(stages: list[Stage], work: Path) -> None:
     python = os.path.relpath(sys.executable, ROOT)
     python = sys.executable if python.startswith("..") else python
-    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **os.environ}
+    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of the libraries, about each other
+    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **quiet, **os.environ}
     start = time.perf_counter()
     for number, stage in enumerate(stages, start=1):
         print(f"\n[{number}/{len(stages)}] {stage.name}   (elapsed {clock(time.perf_counter() - start)})", flush=True)

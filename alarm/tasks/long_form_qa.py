@@ -51,6 +51,30 @@ def load_examples(path: str | Path) -> list[dict]:
     return rows
 
 
+# --- what the reward models read -------------------------------------------------------------------------------------
+
+
+def relevance_context(question: str) -> str:
+    return f"question: {question} answer:"
+
+
+def factuality_context(prompt: str) -> str:
+    return f"{prompt} answer:"
+
+
+def completeness_text(prompt: str, answer: str) -> str:
+    return f"{' '.join(prompt.split())} answer: {answer}"
+
+
+def unit_words(context: str, units: list[str], separator: str) -> tuple[list[str], list[int]]:
+    """Words of "{context} </s> {unit 1} </s> {unit 2} ...", and which of them are the K separators."""
+    words, separators = context.split(), []
+    for unit in units:
+        separators.append(len(words))
+        words += [separator, *unit.split()]
+    return words, separators
+
+
 # --- settings and checks ---------------------------------------------------------------------------------------------
 
 
@@ -184,21 +208,14 @@ class UnitClassifier(_RewardModel):
 
         if not contexts:
             return []
-        words, separators = [], []
-        for context, texts in zip(contexts, units, strict=True):
-            row, at = context.split(), []
-            for text in texts:
-                at.append(len(row))
-                row += [self.tokenizer.sep_token, *text.split()]
-            words.append(row)
-            separators.append(at)
-        encoded = self.encode(words, is_split_into_words=True)
+        inputs = [unit_words(c, texts, self.tokenizer.sep_token) for c, texts in zip(contexts, units, strict=True)]
+        encoded = self.encode([words for words, _ in inputs], is_split_into_words=True)
         found = []
         for i, logits in enumerate(self.logits(encoded["input_ids"], global_first=False)):
             first_token: dict = {}
             for token, word in enumerate(encoded.word_ids(i)):
                 first_token.setdefault(word, token)
-            at = [first_token[word] for word in separators[i] if word in first_token]
+            at = [first_token[word] for word in inputs[i][1] if word in first_token]
             found.append(logits[torch.tensor(at, dtype=torch.long)])
         return found
 
@@ -316,11 +333,11 @@ class QAAspects:
             answers = parse_answers(self.tokenizer, rollout.response_ids, self.splitter)
         for name in names:
             if name == "relevance":
-                contexts = [f"question: {example['question']} answer:" for example in rollout.examples]
+                contexts = [relevance_context(example["question"]) for example in rollout.examples]
                 units = [answer.subsentences for answer in answers]
                 scores[name] = self._judge(name, NF_ERR, contexts, answers, units)
             elif name == "factuality":
-                contexts = [f"{query} answer:" for query in rollout.queries]
+                contexts = [factuality_context(query) for query in rollout.queries]
                 units = [answer.sentences for answer in answers]
                 scores[name] = self._judge(name, F_ERR, contexts, answers, units)
             else:
@@ -358,10 +375,8 @@ class QAAspects:
         import torch
 
         s = self.settings
-        texts = [
-            f"{' '.join(query.split())} answer: {response}"
-            for query, response in zip(rollout.queries, rollout.responses, strict=True)
-        ]
+        pairs = zip(rollout.queries, rollout.responses, strict=True)
+        texts = [completeness_text(query, response) for query, response in pairs]
         raw = self.models["completeness"](texts)
         values = [
             (score - s.completeness_reward_mean) / s.completeness_reward_std * s.completeness_reward_scale

@@ -93,6 +93,25 @@ def test_trains_tests_and_leaves_a_readable_run(world, train_ppo, tmp_path, capf
     assert "total_reward" in capfd.readouterr().out
 
 
+def test_bfloat16_and_the_default_tracker(world, train_ppo, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--dtype", "bfloat16", "--report_to", "tensorboard", "--run_name", "mine", "--max_steps", "1"]
+    train_ppo([*world.flags, *flags, "--save_dir", str(run), "--eval_interval", "0"])
+    (events,) = (run / "tracker" / "mine").glob("events*")
+    assert b"objective/kl" in events.read_bytes() and b"env/gate_rate" in events.read_bytes()
+    weights = policy_weights(run / "policy")
+    assert {tensor.dtype for name, tensor in weights.items() if "lora" in name} == {torch.float32}
+
+
+def test_length_reward_needs_no_aspect_model_pass(world, train_ppo, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--length_reward", "--reward_type", "aspect_only", "--length_mean", "4", "--max_steps", "1"]
+    train_ppo([*world.flags, *flags, "--save_dir", str(run), "--eval_interval", "0"])
+    (row,) = log_rows(run)
+    assert row["train"]["reward"] == pytest.approx(row["train"]["response_length"] / 4)
+    assert "factuality_rate" not in row["train"]
+
+
 def test_generation_file_has_the_published_form(world, train_ppo, tmp_path, capfd):
     out = tmp_path / "generations" / "sft.json"
     train_ppo([*world.flags, "--test", "--save_dir", str(out)])
