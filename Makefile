@@ -1,5 +1,6 @@
 # make quickstart   environment, install, then long-form QA end to end on a shipped sample (offline, CPU)
 # make test         environment, install, the test suite
+# make languagetool the real grammar checker for translation (97 MB from Maven Central; wants Java 17 and Maven)
 # make style        formatter and linter
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -8,13 +9,20 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check
 # several threads beside another busy process are slower than one; the tests run in two processes
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
+# the quickstart's task: qa, or mt
+TASK ?= qa
 
-.PHONY: quickstart test test-fast style clean-quickstart
+LANGUAGETOOL = languagetool/LanguageTool-6.8
 
+.PHONY: quickstart test test-fast style clean-quickstart languagetool
+
+# for translation the real LanguageTool is brought where Java and Maven are found
 quickstart: $(VENV)/.installed
-	$(RUN) quickstart/run.py
+	if [ $(TASK) = mt ] && command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
+	$(RUN) quickstart/run.py --task $(TASK)
 
 test: $(VENV)/.installed-dev
+	if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-dev
@@ -23,6 +31,17 @@ test-fast: $(VENV)/.installed-dev
 style: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+languagetool: $(LANGUAGETOOL)/.complete
+
+$(LANGUAGETOOL)/.complete: languagetool/pom.xml
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "error: LanguageTool wants Java 17 or newer \
+	and Maven; on Debian: apt-get install openjdk-17-jre-headless maven" >&2; exit 2; }
+	rm -rf $(LANGUAGETOOL)
+	mvn --batch-mode --no-transfer-progress --quiet --file languagetool/pom.xml dependency:copy-dependencies \
+	  -DincludeScope=runtime -Dmdep.stripVersion=true -DoutputDirectory="$(CURDIR)/$(LANGUAGETOOL)/libs"
+	mv $(LANGUAGETOOL)/libs/languagetool-server.jar $(LANGUAGETOOL)/
+	touch $@
 
 clean-quickstart:
 	rm -rf quickstart/work

@@ -12,6 +12,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, and how to mend it."""
 
 
+class ServiceError(UserError):
+    """A service that the rewards need has failed for good. What was learnt so far is sound and can be saved."""
+
+
 def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate a script's main(): a UserError becomes `error: ...` on stderr and exit code 2; ^C exits with 130."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .errors import UserError
+from .errors import ServiceError, UserError
 from .files import write_json
 from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
 from .rollout import Prompt, resample_empty, sample_rollout
@@ -89,18 +90,19 @@ def evaluate(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     records = []
-    for b in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
-        if sampling_seed is not None:
-            torch.manual_seed(sampling_seed + b)
-        rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batches[b]])
-        # an empty answer is scored as it stands: the penalty and the second try belong to training
-        rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
-        scores = score(rollout, scorer, scorer.aspect_names)
-        for k, i in enumerate(batches[b]):
-            record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
-            record |= {name: values[k] for name, values in scores.metrics.items()}
-            record["total_reward"] = scores.rewards[k].sum().item()
-            records.append(record)
+    with failing_together(accelerator):
+        for b in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
+            if sampling_seed is not None:
+                torch.manual_seed(sampling_seed + b)
+            rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batches[b]])
+            # an empty answer is scored as it stands: the penalty and the second try belong to training
+            rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
+            scores = score(rollout, scorer, scorer.aspect_names)
+            for k, i in enumerate(batches[b]):
+                record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
+                record |= {name: values[k] for name, values in scores.metrics.items()}
+                record["total_reward"] = scores.rewards[k].sum().item()
+                records.append(record)
     records = gather_object(records)
     return sorted(records, key=lambda record: (record["query"], record["index"]))
 
@@ -131,7 +133,13 @@ def train(
     checkpoint_interval, keep_checkpoints.
     """
     accelerator, main = ppo.accelerator, ppo.accelerator.is_main_process
-    state = {"step": 0, "best": None, "skipped_in_a_row": 0, "processes": accelerator.num_processes}
+    state = {
+        "step": 0,
+        "dev_due": bool(args.eval_interval),
+        "best": None,
+        "skipped_in_a_row": 0,
+        "processes": accelerator.num_processes,
+    }
     if checkpoints := run.checkpoints():
         state = json.loads((checkpoints[-1] / "loop.json").read_text())
         if state["processes"] != accelerator.num_processes:
@@ -165,17 +173,16 @@ def train(
             state["best"] = {"step": state["step"], **found}
             ppo.save_pretrained(run.dir / "best")
 
-    if state["step"] == 0 and args.eval_interval:
-        dev()
     progress = tqdm(total=total_steps, initial=state["step"], desc="PPO", unit="step", disable=not main)
     batches = batches_from(ppo, state["step"])
-    while state["step"] < total_steps:
-        state["step"] += 1
+
+    def step() -> None:
         started = time.perf_counter()
         rollout = sample_rollout(generate, tokenizer, next(batches))
         rollout = resample_empty(rollout, generate, tokenizer)
         generated = time.perf_counter()
-        scores = score(rollout, scorer, scorer.names_that_count())
+        with failing_together(accelerator):
+            scores = score(rollout, scorer, scorer.names_that_count())
         scored = time.perf_counter()
         stats = ppo.step(rollout.query_ids, rollout.response_ids, scores.rewards)
         row = training_row(rollout, scores, scorer.recipe, stats, accelerator)
@@ -184,6 +191,7 @@ def train(
             "time/score": scored - generated,
             "time/ppo": time.perf_counter() - scored,
         }
+        state["step"] += 1
         state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if row["skipped"] else 0
         if main:
             run.log({"step": state["step"], "train": row})
@@ -192,16 +200,41 @@ def train(
         progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
         progress.update()
         if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-            progress.close()
             stop_on_nonfinite(run, rollout, scores, accelerator)
-        last = state["step"] == total_steps
-        if args.eval_interval and (state["step"] % args.eval_interval == 0 or last):
-            dev()
-        if (args.checkpoint_interval and state["step"] % args.checkpoint_interval == 0) or last:
+
+    def due(interval: int) -> bool:
+        return bool(interval) and (state["step"] % interval == 0 or state["step"] == total_steps)
+
+    with progress:
+        try:
+            while state["dev_due"] or state["step"] < total_steps:
+                if state["dev_due"]:
+                    dev()
+                    state["dev_due"] = False
+                else:
+                    step()
+                    state["dev_due"] = due(args.eval_interval)
+                if not state["dev_due"] and (due(args.checkpoint_interval) or state["step"] == total_steps):
+                    run.save_checkpoint(ppo, state, args.keep_checkpoints)
+        except ServiceError:
+            # a step that was begun is begun anew, with other random numbers
             run.save_checkpoint(ppo, state, args.keep_checkpoints)
-    progress.close()
+            raise
     ppo.save_pretrained(run.dir / "policy")
     return state
+
+
+@contextmanager
+def failing_together(accelerator: Accelerator) -> Iterator[None]:
+    """Where a service fails one process inside the block, all processes leave it with a ServiceError."""
+    error = None
+    try:
+        yield
+    except ServiceError as failure:
+        error = failure
+    failed = accelerator.reduce(torch.tensor(float(error is not None), device=accelerator.device), reduction="sum")
+    if failed > 0:
+        raise error or ServiceError("a service failed another process of this run; see its message")
 
 
 def batches_from(ppo: PPOTrainer, step: int) -> Iterator[list[Prompt]]:

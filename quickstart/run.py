@@ -89,18 +89,17 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
 
     def sft() -> list[str]:
         flags = flag_words(
-            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=PROMPT_TOKENS, num_epochs=10,
-            batch_size=4, lr=4e-3,
-            max_steps=args.steps, **common,
+            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=PROMPT_TOKENS, num_epochs=8,
+            batch_size=4, lr=4e-3, max_steps=args.steps, **common,
         )  # fmt: skip
         return ["long-form-QA/train_sft.py", *flags]
 
-    def reward_model(aspect: str, folder: str, epochs: int, batch_size: int) -> Stage:
+    def reward_model(aspect: str, folder: str, epochs: int, batch_size: int, most_steps: int | None = None) -> Stage:
         def words() -> list[str]:
             flags = flag_words(
                 aspect=aspect, model_path=at("base/longformer"), **train_dev, **feedback,
                 save_dir=at(f"reward_models/{folder}"), splitter=args.splitter, num_epochs=epochs,
-                batch_size=batch_size, lr=1e-3, max_steps=args.steps, **common,
+                batch_size=batch_size, lr=1e-3, max_steps=args.steps or most_steps, **common,
             )  # fmt: skip
             return ["long-form-QA/train_rm.py", *flags]
 
@@ -109,7 +108,7 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
     def holistic() -> list[str]:
         flags = flag_words(
             model_path=at("base/llama"), **train_dev, **feedback, save_dir=at("holistic"), num_epochs=1, lr=1e-3,
-            max_steps=args.steps, **common,
+            max_steps=steps(90), **common,
         )  # fmt: skip
         return ["-m", "alarm.train_holistic", *flags]
 
@@ -133,8 +132,7 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
     def calibration() -> list[str]:
         flags = flag_words(
             test=True, test_do_sample=True, policy_ckpt=at("sft"), test_file=files["dev_file"],
-            save_dir=at("calibration.json"), batch_size=50,
-            **scoring(calibrated=False),
+            save_dir=at("calibration.json"), batch_size=50, **scoring(calibrated=False),
         )  # fmt: skip
         return ["long-form-QA/train_ppo.py", *flags]
 
@@ -144,7 +142,7 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
                 policy_ckpt=at("sft"), **train_dev, save_dir=at(f"runs/{reward_type}"), resume=True,
                 reward_type=reward_type, sigmoid_shaping=True, w_rel=0, w_fact=1, w_comp=0,
                 **scoring(calibrated=True), batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2,
-                max_steps=steps(16), eval_interval=0, checkpoint_interval=4, report_to="none",
+                max_steps=steps(12), eval_interval=0, checkpoint_interval=4, report_to="none",
             )  # fmt: skip
             return ["long-form-QA/train_ppo.py", *flags]
 
@@ -154,8 +152,7 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
         def words() -> list[str]:
             flags = flag_words(
                 test=True, test_do_sample=True, policy_ckpt=at(policy), test_file=files["test_file"],
-                save_dir=at(f"generations/{name}.json"), batch_size=50,
-                **scoring(calibrated=True),
+                save_dir=at(f"generations/{name}.json"), batch_size=50, **scoring(calibrated=True),
             )  # fmt: skip
             return ["long-form-QA/train_ppo.py", *flags]
 
@@ -169,7 +166,7 @@ def qa_stages(args: argparse.Namespace) -> list[Stage]:
         Stage("supervised policy", "sft", sft),
         reward_model("relevance", "rel_rm", epochs=3, batch_size=8),
         reward_model("factuality", "fact_rm", epochs=1, batch_size=4),
-        reward_model("completeness", "comp_rm", epochs=1, batch_size=4),
+        reward_model("completeness", "comp_rm", epochs=1, batch_size=4, most_steps=30),
         Stage("holistic reward model", "holistic", holistic),
         Stage("scale of the holistic score", "calibration.json", calibration),
         ppo("hierarchical"),
