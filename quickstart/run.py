@@ -311,9 +311,15 @@ def generation_lines(work: Path) -> list[str]:
 
 
 def gate_lines(work: Path) -> list[str]:
-    """How often the hierarchical run let the aspect reward through, where its log says so."""
-    rows = [json.loads(line) for line in (work / "runs/hierarchical/log.jsonl").read_text().splitlines()]
-    return [f"hierarchical PPO: {len(rows)} logged steps; its log is {short(work / 'runs/hierarchical/log.jsonl')}"]
+    """What the hierarchical run's gate and its aspect did, from its log."""
+    log = (work / "runs/hierarchical/log.jsonl").read_text().splitlines()
+    steps = [row["train"] for row in map(json.loads, log) if "train" in row]
+    gate = statistics.mean(row["gate_rate"] for row in steps)
+    rates = [row["factuality_rate"] for row in steps]
+    return [
+        f"hierarchical PPO, {len(steps)} steps: {gate:.0%} of the answers passed the gate; "
+        f"their factuality rate per step lay between {min(rates):.2f} and {max(rates):.2f}"
+    ]
 
 
 def summary(work: Path, stages: list[Stage]) -> str:
