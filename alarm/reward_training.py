@@ -17,7 +17,16 @@ from .errors import UserError
 from .files import read_rows, require_fields
 from .spans import subsentence_spans
 from .supervised import fit, load_pretrained
-from .tasks.long_form_qa import F_ERR, LABELS, NF_ERR, NO_ERR
+from .tasks.long_form_qa import (
+    F_ERR,
+    LABELS,
+    NF_ERR,
+    NO_ERR,
+    completeness_text,
+    factuality_context,
+    relevance_context,
+    unit_words,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -301,15 +310,6 @@ def format_metrics(metrics: dict, title: str) -> str:
 # --- training an aspect ----------------------------------------------------------------------------------------------
 
 
-def unit_words(context: str, units: list[str], separator: str) -> tuple[list[str], list[int]]:
-    """Words of "{context} </s> {unit 1} </s> {unit 2} ...", and which of them are the separators."""
-    words, separators = context.split(), []
-    for unit in units:
-        separators.append(len(words))
-        words += [separator, *unit.split()]
-    return words, separators
-
-
 @dataclass(frozen=True)
 class LabelledAnswer:
     """One answer as a token classifier reads it."""
@@ -325,10 +325,10 @@ def label_answers(aspect: str, rows: list[Feedback], splitter: Splitter) -> list
     for row, sentences in zip(rows, splitter([row.answers[0] for row in rows]), strict=True):
         text = row.answers[0]
         if aspect == "relevance":
-            context, spans = f"question: {row.question} answer:", subsentence_spans(text, sentences)
+            context, spans = relevance_context(row.question), subsentence_spans(text, sentences)
             labels = relevance_labels(text, spans, row.errors)
         else:
-            context, spans = f"{row.prompt} answer:", sentences
+            context, spans = factuality_context(row.prompt), sentences
             labels = factuality_labels(text, spans, row.errors)
         if any(label != IGNORED for label in labels):
             found.append(LabelledAnswer(context, [text[start:end] for start, end in spans], labels))
@@ -418,7 +418,7 @@ def _train_completeness(train, dev, splitter, args) -> dict:
 
     def encode(prompts: list[str], answers: list[str]) -> list[list[int]]:
         nonlocal cut
-        texts = [f"{' '.join(p.split())} answer: {a}" for p, a in zip(prompts, answers, strict=True)]
+        texts = [completeness_text(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         encoded = tokenizer(texts, truncation=True, max_length=max_length)
         cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         return encoded["input_ids"]

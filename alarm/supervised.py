@@ -51,17 +51,11 @@ def check_save_dir(path: str | Path) -> None:
 
 
 def load_pretrained(load: Callable, name: str, **kwargs):
-    """Call a `from_pretrained` without its reports; what it cannot find or read becomes one line."""
-    from transformers.utils import logging
+    """Call a `from_pretrained`; what it cannot find or read becomes a UserError of one line."""
+    from .checkpoints import reported
 
-    # a report lists the untrained head of a base model: what training is for
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with reported("the model", name):
         return load(name, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{name} cannot be loaded ({reason}); give the folder or hub name of a model") from None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
+import run
+import stages
 from helpers import ROOT
-from quickstart import run
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
 
 
 def test_printed_commands_can_be_pasted():
-    words = run.flag_words(a="b c", lr=1e-3, test=True, none=None, n=3)
+    words = stages.flag_words(a="b c", lr=1e-3, test=True, none=None, n=3)
     line = run.printable(["python", "x.py", *words, *["--z"] * 60])
     assert shlex.split(line.replace("\\\n", " "))[:9] == [
         "python",
@@ -82,7 +83,7 @@ def test_printed_commands_can_be_pasted():
 def test_the_gate_is_scaled_by_scored_answers_only(tmp_path):
     rows = [{"holistic_reward": value} for value in (1.0, 3.0, -10)]
     (tmp_path / "c.json").write_text(json.dumps(rows))
-    assert run.holistic_scale(tmp_path / "c.json") == (2.0, pytest.approx(2**0.5))
+    assert stages.holistic_scale(tmp_path / "c.json") == (2.0, pytest.approx(2**0.5))
 
 
 @pytest.mark.slow

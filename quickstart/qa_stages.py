@@ -1,0 +1,183 @@
+"""The quickstart's stages for long-form QA, and what its summary says of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from stages import ROOT, Stage, flag_words, holistic_scale, short
+
+DATA = ROOT / "quickstart" / "data" / "qa"
+PROMPT_TOKENS = 128  # the question and the start of the first passage: all that a policy of this size makes use of
+
+
+def qa_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
+    """`args`: data_dir (None: the shipped sample), splitter, steps, seed."""
+    data = Path(args.data_dir or DATA)
+    files = {f"{split}_file": short(data / f"{split}.json") for split in ("train", "dev", "test")}
+    train_dev = {name: files[name] for name in ("train_file", "dev_file")}
+    feedback = {f"{split}_feedback_file": short(data / f"{split}_feedback.json") for split in ("train", "dev")}
+    common = {"seed": args.seed, "report_to": "none"}
+
+    def at(name: str) -> str:
+        return short(work / name)
+
+    def steps(number: int) -> int:
+        return min(number, args.steps or number)
+
+    def base_models() -> list[str]:
+        return ["quickstart/make_base_models.py", *flag_words(train_file=files["train_file"], save_dir=at("base"))]
+
+    def sft() -> list[str]:
+        flags = flag_words(
+            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=PROMPT_TOKENS, num_epochs=8,
+            batch_size=4, lr=4e-3, max_steps=args.steps, **common,
+        )  # fmt: skip
+        return ["long-form-QA/train_sft.py", *flags]
+
+    def reward_model(aspect: str, folder: str, epochs: int, batch_size: int, most_steps: int | None = None) -> Stage:
+        def words() -> list[str]:
+            flags = flag_words(
+                aspect=aspect, model_path=at("base/longformer"), **train_dev, **feedback,
+                save_dir=at(f"reward_models/{folder}"), splitter=args.splitter, num_epochs=epochs,
+                batch_size=batch_size, lr=1e-3, max_steps=args.steps or most_steps, **common,
+            )  # fmt: skip
+            return ["long-form-QA/train_rm.py", *flags]
+
+        return Stage(f"{aspect} reward model", f"reward_models/{folder}", words)
+
+    def holistic() -> list[str]:
+        flags = flag_words(
+            model_path=at("base/llama"), **train_dev, **feedback, save_dir=at("holistic"), num_epochs=1, lr=1e-3,
+            max_steps=steps(90), **common,
+        )  # fmt: skip
+        return ["-m", "alarm.train_holistic", *flags]
+
+    def scoring(calibrated: bool) -> dict:
+        """What every train_ppo.py takes: the models, and the constants that fit their scores."""
+        mean, std = holistic_scale(work / "calibration.json") if calibrated else (0.0, 1.0)
+        completeness = json.loads((work / "reward_models/comp_rm/metrics.json").read_text())
+        return {
+            "reward_model_dir": at("reward_models"),
+            "holistic_model": at("holistic"),
+            "splitter": args.splitter,
+            "ultra_mean": mean,
+            "ultra_std": std,
+            "completeness_reward_mean": completeness["score_mean"],
+            "completeness_reward_std": completeness["score_std"] or 1.0,
+            "max_input_len": PROMPT_TOKENS,
+            "dtype": "float32",
+            "seed": args.seed,
+        }
+
+    def calibration() -> list[str]:
+        flags = flag_words(
+            test=True, test_do_sample=True, policy_ckpt=at("sft"), test_file=files["dev_file"],
+            save_dir=at("calibration.json"), batch_size=50, **scoring(calibrated=False),
+        )  # fmt: skip
+        return ["long-form-QA/train_ppo.py", *flags]
+
+    def ppo(reward_type: str) -> Stage:
+        def words() -> list[str]:
+            flags = flag_words(
+                policy_ckpt=at("sft"), **train_dev, save_dir=at(f"runs/{reward_type}"), resume=True,
+                reward_type=reward_type, sigmoid_shaping=True, w_rel=0, w_fact=1, w_comp=0,
+                **scoring(calibrated=True), batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2,
+                max_steps=steps(12), eval_interval=0, checkpoint_interval=4, report_to="none",
+            )  # fmt: skip
+            return ["long-form-QA/train_ppo.py", *flags]
+
+        return Stage(f"PPO, {reward_type}", f"runs/{reward_type}", words, resumable=True)
+
+    def test(name: str, policy: str) -> Stage:
+        def words() -> list[str]:
+            flags = flag_words(
+                test=True, test_do_sample=True, policy_ckpt=at(policy), test_file=files["test_file"],
+                save_dir=at(f"generations/{name}.json"), batch_size=50, **scoring(calibrated=True),
+            )  # fmt: skip
+            return ["long-form-QA/train_ppo.py", *flags]
+
+        return Stage(f"answers of {name}", f"generations/{name}.json", words)
+
+    def compare() -> list[str]:
+        return ["eval/eval_compare.py", *flag_words(generations_dir=at("generations"), task_type="qa")]
+
+    return [
+        Stage("untrained base models", "base", base_models),
+        Stage("supervised policy", "sft", sft),
+        reward_model("relevance", "rel_rm", epochs=3, batch_size=8),
+        reward_model("factuality", "fact_rm", epochs=1, batch_size=4),
+        reward_model("completeness", "comp_rm", epochs=1, batch_size=4, most_steps=30),
+        Stage("holistic reward model", "holistic", holistic),
+        Stage("scale of the holistic score", "calibration.json", calibration),
+        ppo("hierarchical"),
+        ppo("holistic_only"),
+        test("sft", "sft"),
+        test("hierarchical", "runs/hierarchical"),
+        test("holistic_only", "runs/holistic_only"),
+        Stage("comparison", "generations_results/eval-results.json", compare),
+    ]
+
+
+# --- what came out ---------------------------------------------------------------------------------------------------
+
+
+def reward_model_lines(work: Path) -> list[str]:
+    """Each reward model beside what needs no model."""
+    lines = [f"{'reward model':<16}{'dev examples':>13}{'accuracy':>10}{'baseline':>10}{'AUROC':>8}"]
+    for name, folder in (
+        ("relevance", "reward_models/rel_rm"),
+        ("factuality", "reward_models/fact_rm"),
+        ("completeness", "reward_models/comp_rm"),
+        ("holistic", "holistic"),
+    ):
+        dev = json.loads((work / folder / "metrics.json").read_text())["dev"]
+        if "pairwise_accuracy" in dev:
+            baseline = max(dev["baseline_accuracy"], dev["longer_wins_accuracy"], 1 - dev["longer_wins_accuracy"])
+            row = (dev["pairs"], dev["pairwise_accuracy"], baseline, "-")
+        else:
+            area = "-" if dev["auroc"] is None else f"{dev['auroc']:.3f}"
+            row = (dev["units"], dev["accuracy"], dev["baseline_accuracy"], area)
+        lines.append(f"{name:<16}{row[0]:>13}{row[1]:>10.3f}{row[2]:>10.3f}{row[3]:>8}")
+    return [*lines, "baseline: the most frequent class; for pairs the best of 0.5, `longer wins` and `shorter wins`"]
+
+
+def generation_lines(work: Path) -> list[str]:
+    """Mean metrics of each policy's test answers, and one answer of each."""
+    generations = {path.stem: json.loads(path.read_text()) for path in sorted((work / "generations").glob("*.json"))}
+    names = [name for name, value in next(iter(generations.values()))[0].items() if not isinstance(value, str)]
+    lines = [f"{'policy':<16}" + "".join(f"{name:>{len(name) + 3}}" for name in names)]
+    for policy, rows in generations.items():
+        means = (statistics.mean(row[name] for row in rows) for name in names)
+        lines.append(f"{policy:<16}" + "".join(f"{m:>{len(n) + 3}.3f}" for n, m in zip(names, means, strict=True)))
+    first = next(iter(generations.values()))[0]["query"]
+    lines += ["", f"one test question: {first.split(' context:')[0][:110]}"]
+    for policy, rows in generations.items():
+        answer = next(row["generation"] for row in rows if row["query"] == first)
+        lines.append(f"  {policy}: {answer[:220]!r}")
+    return lines
+
+
+def gate_lines(work: Path) -> list[str]:
+    """What the hierarchical run's gate and its aspect did, from its log."""
+    log = (work / "runs/hierarchical/log.jsonl").read_text().splitlines()
+    steps = [row["train"] for row in map(json.loads, log) if "train" in row]
+    gate = statistics.mean(row["gate_rate"] for row in steps)
+    rates = [row["factuality_rate"] for row in steps]
+    return [
+        f"hierarchical PPO, {len(steps)} steps: {gate:.0%} of the answers passed the gate; "
+        f"their factuality rate per step lay between {min(rates):.2f} and {max(rates):.2f}"
+    ]
+
+
+def qa_summary(work: Path) -> list[list[str]]:
+    """Blocks of lines."""
+    words = """\
+What this shows: every part works together, from human feedback to reward models, to PPO, to the comparison.
+What it cannot show: that hierarchical rewards are better. The policy has under two million parameters and saw 200
+questions, so its answers are word salad or stock phrases; reward models of this size sit near their baselines (the
+table says how near); a few PPO steps move little; and 50 test questions leave wide error bars. Differences between
+the rows above are noise unless a longer run repeats them. With published checkpoints the same commands apply."""
+    return [reward_model_lines(work), generation_lines(work), gate_lines(work), [words]]
