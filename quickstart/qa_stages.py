@@ -32,7 +32,7 @@ def qa_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
 
     def sft() -> list[str]:
         flags = flag_words(
-            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=PROMPT_TOKENS, num_epochs=8,
+            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_input_len=PROMPT_TOKENS, num_epochs=6,
             batch_size=4, lr=4e-3, max_steps=args.steps, **common,
         )  # fmt: skip
         return ["long-form-QA/train_sft.py", *flags]
