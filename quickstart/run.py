@@ -107,7 +107,9 @@ def run_stages(stages: list[Stage], work: Path) -> None:
     python = os.path.relpath(sys.executable, ROOT)
     python = sys.executable if python.startswith("..") else python
     quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of the libraries, about each other
-    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **quiet, **os.environ}
+    # one thread: for models of this size several gain little, and beside a busy neighbour they are many times slower
+    fixed = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment = {**fixed, **quiet, **os.environ}
     start = time.perf_counter()
     for number, stage in enumerate(stages, start=1):
         print(f"\n[{number}/{len(stages)}] {stage.name}   (elapsed {clock(time.perf_counter() - start)})", flush=True)
