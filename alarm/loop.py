@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .errors import ServiceError, UserError
 from .files import write_json
 from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
-from .rollout import Prompt, resample_empty, sample_rollout
+from .rollout import Prompt, deal_batches, resample_empty, sample_rollout
 from .run import Run, finite
 from .types import AspectScore, RewardScores, Rollout
 
@@ -83,22 +83,20 @@ def evaluate(
 ) -> list[dict]:
     """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
 
-    Batches hold prompts of similar length and are dealt out to the processes in turn: each is the same batch, with
-    the same random state where `sampling_seed` is given, whatever the number of processes, and so are the records.
+    Each batch is the same, with the same random state where `sampling_seed` is given, whatever the number of
+    processes, and so are the records.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    mine = deal_batches(prompts, batch_size, accelerator.process_index, accelerator.num_processes)
     records = []
     with failing_together(accelerator):
-        for b in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        for number, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
             if sampling_seed is not None:
-                torch.manual_seed(sampling_seed + b)
-            rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batches[b]])
+                torch.manual_seed(sampling_seed + number)
+            rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batch])
             # an empty answer is scored as it stands: the penalty and the second try belong to training
             rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
             scores = score(rollout, scorer, scorer.aspect_names)
-            for k, i in enumerate(batches[b]):
+            for k, i in enumerate(batch):
                 record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
                 record |= {name: values[k] for name, values in scores.metrics.items()}
                 record["total_reward"] = scores.rewards[k].sum().item()

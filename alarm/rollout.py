@@ -48,6 +48,16 @@ def encode_prompts(
     return prompts, len(cut)
 
 
+def deal_batches(prompts: list[Prompt], batch_size: int, process: int, processes: int) -> list[tuple[int, list[int]]]:
+    """The batches of one process: (number of the batch, indices of its prompts), the longest prompts first.
+
+    Batches are made before they are dealt out, so each is the same whatever the number of processes.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return list(enumerate(batches))[process::processes]
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, response_ids: list[torch.Tensor]) -> list[str]:
     """The text of each response, byte for byte what `spans.token_offsets` measures."""
     return [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from alarm.rollout import encode_prompts, resample_empty, sample_rollout
+from alarm.rollout import deal_batches, encode_prompts, resample_empty, sample_rollout
 from helpers import FIXTURES
 
 PAD, EOS = 0, 1
@@ -55,3 +55,10 @@ def test_nothing_is_sampled_again_where_nothing_is_empty(tokenizer):
     prompts, _ = encode_prompts(tokenizer, [{}], ["a"], max_tokens=8)
     rollout = sample_rollout(lambda queries: answers(tokenizer, ["yes"]), tokenizer, prompts)
     assert resample_empty(rollout, lambda queries: pytest.fail("sampled again"), tokenizer) is rollout
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_every_prompt_is_dealt_once_and_batches_do_not_depend_on_the_number_of_processes(tokenizer, processes):
+    prompts, _ = encode_prompts(tokenizer, [{}] * 7, ["a " * n for n in (3, 1, 9, 9, 2, 5, 4)], max_tokens=100)
+    dealt = [batch for process in range(processes) for batch in deal_batches(prompts, 2, process, processes)]
+    assert sorted(dealt) == [(0, [2, 3]), (1, [5, 6]), (2, [0, 4]), (3, [1])]
