@@ -41,6 +41,7 @@ class Scorer:
     holistic: Holistic
     recipe: RewardRecipe
     truncated: Callable[[], dict[str, int]]  # reward model -> inputs that it had to cut so far, on this process
+    counts: Callable[[], dict[str, int]] = dict  # what else deserves a line at the end -> how often, on this process
 
     def names_that_count(self) -> tuple[str, ...]:
         """The aspects whose values reach the reward; the others need not be computed to train."""
@@ -230,9 +231,9 @@ def failing_together(accelerator: Accelerator) -> Iterator[None]:
         yield
     except ServiceError as failure:
         error = failure
-    failed = accelerator.reduce(torch.tensor(float(error is not None), device=accelerator.device), reduction="sum")
-    if failed > 0:
-        raise error or ServiceError("a service failed another process of this run; see its message")
+    messages = gather_object([str(error)] if error else [])
+    if messages:
+        raise error or ServiceError(messages[0])
 
 
 def batches_from(ppo: PPOTrainer, step: int) -> Iterator[list[Prompt]]:
@@ -323,7 +324,7 @@ def run_test(
         unscored = sum(None in finite(record).values() for record in records)
         print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s")
         say_counts({"empty answers": empty, "answers with a score that is not finite (null in the file)": unscored})
-    say_counts(cut_inputs(scorer), ppo.accelerator)
+    say_counts(cut_inputs(scorer) | scorer.counts(), ppo.accelerator)
 
 
 def run_training(
@@ -353,7 +354,7 @@ def run_training(
         print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s")
         skipped = sum(row["skipped"] for row in training)
         say_counts({"steps skipped for a reward or loss that was not finite": skipped})
-    say_counts(cut_inputs(scorer), ppo.accelerator)
+    say_counts(cut_inputs(scorer) | scorer.counts(), ppo.accelerator)
     ppo.accelerator.end_training()
 
 

@@ -1,0 +1,137 @@
+"""Train a policy on Spanish-English translation with hierarchical rewards (PPO), or translate and score with --test."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+
+from alarm.errors import report_user_errors
+from alarm.flags import (
+    add_ppo_flags,
+    check_model_name,
+    check_ppo_flags,
+    finite_float,
+    parser,
+    positive_float,
+    positive_int,
+    resolve_policy,
+)
+from alarm.grammar import BACKENDS, make_checker
+from alarm.launch import check_launch, process_state
+from alarm.run import Run
+from alarm.tasks.translation import ASPECTS, DATASET, MTAspects, MTSettings, prompt
+from alarm.translate import load_parts
+
+HOLISTIC_MAX_TOKENS = 300  # prompt and translation together
+
+DEFAULTS = {
+    "policy_ckpt": "halfrot/sft-mt5-base",
+    "hierarchical_threshold": 0.5,
+    "holistic_reward_weight": 3.0,
+    "ultra_mean": -2.34417221913525,
+    "ultra_std": 2.946283030347152,
+    "length_mean": 36.69312107831745,
+    "lr": 5e-4,
+    "batch_size": 32,
+    "mini_batch_size": 16,
+    "gradient_accumulation_steps": 2,
+    "n_ppo_epoch_per_rollout": 4,
+    "kl_threshold": 0.1,
+    "eval_interval": 5,
+    "eval_batch_size": 256,
+    "rm_max_batch_size": 32,
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    flags = parser(__doc__)
+    add_ppo_flags(flags, DEFAULTS)
+    add = flags.add_argument
+    add("--dataset", default=DATASET, help="hub name, folder or file that gives the splits for which no file is named")
+    add("--episodes", type=positive_int, default=50, help="PPO steps, each on --batch_size new prompts per process")
+    add("--max_len", type=positive_int, default=128, help="tokens of a prompt (longer ones are cut), and of an answer")
+    add("--grammar_backend", default="languagetool", choices=BACKENDS, help="rules: a small offline stand-in")
+    add("--grammar_server", help="URL of a running LanguageTool server, in place of one of this run's own")
+    add("--w_read", type=finite_float, default=1.0, help="weight of the readability reward")
+    add("--w_grammar", type=finite_float, default=1.0, help="weight of the grammar reward")
+    add("--w_confidence", type=finite_float, default=1.0, help="weight of the confidence that a text is English")
+    add("--readability_mean", type=finite_float, default=11.19907041598879, help="mean of the Flesch-Kincaid grades")
+    add("--readability_std", type=positive_float, default=6.04405504045225, help="standard deviation of the grades")
+    add("--grammar_correct_reward", type=finite_float, default=0.0, help="of a token outside of every grammar error")
+    add("--grammar_incorrect_reward", type=finite_float, default=-1.0, help="of a token inside a grammar error")
+    return flags.parse_args(argv)
+
+
+@report_user_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+
+    # 1. whatever can be wrong without loading a model
+    check_ppo_flags(args)
+    args.max_steps = args.max_steps or args.episodes
+    policy = resolve_policy(args.policy_ckpt)
+    check_model_name(args.holistic_model, "--holistic_model")
+    check_launch()
+    run = Run(args.save_dir, vars(args))
+    if not args.test:
+        run.check(args.resume)
+    checker = make_checker(args.grammar_backend, args.grammar_server)
+    files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
+    tested = "train" if args.test_on_train else "test"
+    wanted = [tested] if args.test else ["train", "dev"]
+    examples = load_parts({split: files[split] for split in wanted}, args.dataset)
+
+    # 2. the prompts as the policy reads them
+    import torch
+
+    from alarm.loop import Scorer, run_test, run_training
+    from alarm.policy import build_trainer, load_tokenizer
+    from alarm.rollout import encode_prompts
+
+    state = process_state()
+    tokenizer = load_tokenizer(policy)
+    prompts = {}
+    for split, rows in examples.items():
+        prompts[split], cut = encode_prompts(tokenizer, rows, [prompt(row) for row in rows], args.max_len)
+        source = files[split] or args.dataset
+        state.print(f"{split}: {len(rows)} prompts from {source}, {cut} of them cut to {args.max_len} tokens")
+
+    # 3. the rewards, then the policy
+    from alarm.holistic import HolisticModel
+    from alarm.rewards import RewardRecipe
+
+    aspects = MTAspects(checker, tokenizer, MTSettings.from_flags(args))
+    holistic = HolisticModel.load(args.holistic_model, device=state.device, dtype=getattr(torch, args.dtype))
+    scorer = Scorer(
+        aspects=aspects,
+        aspect_names=ASPECTS,
+        holistic=functools.partial(holistic.score, max_length=HOLISTIC_MAX_TOKENS, batch_size=args.rm_max_batch_size),
+        recipe=RewardRecipe(
+            reward_type=args.reward_type,
+            threshold=args.hierarchical_threshold,
+            holistic_weight=args.holistic_reward_weight,
+            weights={"readability": args.w_read, "grammar": args.w_grammar, "confidence": args.w_confidence},
+            holistic_mean=args.ultra_mean,
+            holistic_std=args.ultra_std,
+            length_mean=args.length_mean if args.length_reward else None,
+        ),
+        truncated=lambda: {"holistic": holistic.truncated},
+        counts=lambda: {
+            "translations without text that were scored": aspects.empty,
+            "failures of the grammar checker, after which texts were checked again": checker.counts.get("failures", 0),
+        },
+    )
+    ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
+
+    # 4. translate and score, or train
+    try:
+        if args.test:
+            run_test(ppo, scorer, tokenizer, prompts[tested], args.max_len, args)
+        else:
+            run_training(ppo, run, scorer, tokenizer, prompts["dev"], args.max_len, 1, args)
+    finally:
+        checker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The quickstart's stages for machine translation, and what its summary says of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from alarm.errors import UserError
+from alarm.grammar import find_installation
+from stages import ROOT, Stage, flag_words, holistic_scale, short
+
+DATA = ROOT / "quickstart" / "data" / "mt"
+LENGTH = 32  # tokens of a prompt, and of a translation: the sample's sentences have at most nine words
+SFT_EPOCHS, HOLISTIC_STEPS, PPO_STEPS = 3, 400, 12
+POLICIES = {"sft": "sft", "hierarchical": "runs/hierarchical", "holistic_only": "runs/holistic_only"}
+
+
+def grammar_backend() -> str:
+    """The real LanguageTool where it is installed; else, said loudly, the stand-in."""
+    try:
+        find_installation()
+    except UserError as missing:
+        line = "!" * 100
+        print(f"{line}\nGRAMMAR STAND-IN: {missing}\nThis quickstart goes on with --grammar_backend rules.\n{line}")
+        return "rules"
+    return "languagetool"
+
+
+def mt_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
+    """`args`: data_dir (None: the shipped sample), steps, seed."""
+    data = Path(args.data_dir or DATA)
+    files = {f"{split}_file": short(data / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    train_dev = {name: files[name] for name in ("train_file", "dev_file")}
+    common = {"seed": args.seed, "report_to": "none"}
+    backend = grammar_backend()
+
+    def at(name: str) -> str:
+        return short(work / name)
+
+    def steps(number: int) -> int:
+        return min(number, args.steps or number)
+
+    def pairs() -> list[str]:
+        return ["quickstart/make_mt_pairs.py", *flag_words(**train_dev, save_dir=at("pairs"), seed=args.seed)]
+
+    def base_models() -> list[str]:
+        flags = flag_words(
+            train_file=at("pairs/text.json"), save_dir=at("base"), vocab_size=2000, policy_size=128, seed=args.seed
+        )
+        return ["quickstart/make_base_models.py", *flags]
+
+    def sft() -> list[str]:
+        flags = flag_words(
+            model_path=at("base/t5"), **train_dev, save_dir=at("sft"), max_len=LENGTH, num_epochs=SFT_EPOCHS,
+            batch_size=16, lr=4e-3, max_steps=args.steps, **common,
+        )  # fmt: skip
+        return ["MT/train_sft.py", *flags]
+
+    def measure() -> list[str]:
+        flags = flag_words(
+            policy_ckpt=at("sft"), test_file=files["test_file"], max_len=LENGTH, dtype="float32",
+            output=at("sft_scores.json"), overwrite=True,
+        )  # fmt: skip
+        return ["MT/eval_sft.py", *flags]
+
+    def holistic() -> list[str]:
+        flags = flag_words(
+            model_path=at("base/llama"), train_file=at("pairs/train.jsonl"), dev_file=at("pairs/dev.jsonl"),
+            save_dir=at("holistic"), batch_size=16, lr=2e-3, max_length=128, max_steps=steps(HOLISTIC_STEPS),
+            **common,
+        )  # fmt: skip
+        return ["-m", "alarm.train_holistic", *flags]
+
+    def scoring(calibrated: bool) -> dict:
+        """What every train_ppo.py takes: the models, and the constants that fit their scores."""
+        mean, std = holistic_scale(work / "calibration.json") if calibrated else (0.0, 1.0)
+        return {
+            "holistic_model": at("holistic"),
+            "ultra_mean": mean,
+            "ultra_std": std,
+            "grammar_backend": backend,
+            "max_len": LENGTH,
+            "dtype": "float32",
+            "seed": args.seed,
+        }
+
+    def test(name: str, output: str, file: str, calibrated: bool = True) -> Stage:
+        def words() -> list[str]:
+            flags = flag_words(
+                test=True, test_do_sample=True, policy_ckpt=at(POLICIES[name]), test_file=files[file],
+                save_dir=at(output), batch_size=100, **scoring(calibrated),
+            )  # fmt: skip
+            return ["MT/train_ppo.py", *flags]
+
+        title = f"translations of {name}" if calibrated else "scale of the holistic score"
+        return Stage(title, output, words)
+
+    def ppo(reward_type: str) -> Stage:
+        def words() -> list[str]:
+            flags = flag_words(
+                policy_ckpt=at("sft"), **train_dev, save_dir=at(f"runs/{reward_type}"), resume=True,
+                reward_type=reward_type, sigmoid_shaping=True, w_read=0, w_grammar=1, w_confidence=0,
+                **scoring(calibrated=True), batch_size=32, mini_batch_size=16, gradient_accumulation_steps=2,
+                max_steps=steps(PPO_STEPS), eval_interval=0, checkpoint_interval=4, report_to="none",
+            )  # fmt: skip
+            return ["MT/train_ppo.py", *flags]
+
+        return Stage(f"PPO, {reward_type}", f"runs/{reward_type}", words, resumable=True)
+
+    def compare() -> list[str]:
+        return ["eval/eval_compare.py", *flag_words(generations_dir=at("generations"), task_type="mt")]
+
+    return [
+        Stage("preferences from the pairs", "pairs", pairs),
+        Stage("untrained base models", "base", base_models),
+        Stage("supervised policy", "sft", sft),
+        Stage("its translation scores", "sft_scores.json", measure),
+        Stage("holistic reward model", "holistic", holistic),
+        test("sft", "calibration.json", "dev_file", calibrated=False),
+        ppo("hierarchical"),
+        ppo("holistic_only"),
+        *(test(name, f"generations/{name}.json", "test_file") for name in POLICIES),
+        Stage("comparison", "generations_results/eval-results.json", compare),
+    ]
+
+
+# --- what came out ---------------------------------------------------------------------------------------------------
+
+
+def score_lines(work: Path) -> list[str]:
+    """How good the supervised policy and the holistic model are."""
+    scores = json.loads((work / "sft_scores.json").read_text())["scores"]
+    columns = list(scores["translations"])
+    lines = [f"{'greedy, test file':<20}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
+    for what, row in scores.items():
+        cells = (f"{row[name]:>{len(name) + 3}.2f}" if name in row else f"{'':>{len(name) + 3}}" for name in columns)
+        lines.append(f"{what:<20}" + "".join(cells))
+    dev = json.loads((work / "holistic/metrics.json").read_text())["dev"]
+    baseline = max(dev["baseline_accuracy"], dev["longer_wins_accuracy"], 1 - dev["longer_wins_accuracy"])
+    lines += ["", f"holistic reward model: right on {100 * dev['pairwise_accuracy']:.1f}% of {dev['pairs']} dev pairs"]
+    return [*lines, f"(the best of chance, `longer wins` and `shorter wins`: {100 * baseline:.1f}%)"]
+
+
+def translation_lines(work: Path) -> list[str]:
+    """Mean metrics of each policy's translations of the test file, and one of each."""
+    generations = {name: json.loads((work / f"generations/{name}.json").read_text()) for name in POLICIES}
+    rows = next(iter(generations.values()))
+    names = [name for name, value in rows[0].items() if not isinstance(value, str)]
+    lines = [f"{'policy':<16}" + "".join(f"{name:>{len(name) + 2}}" for name in names)]
+    for policy, records in generations.items():
+        # a score that is not finite stands as null
+        values = {name: [row[name] for row in records if row[name] is not None] or [float("nan")] for name in names}
+        means = (f"{statistics.mean(values[name]):>{len(name) + 2}.3f}" for name in names)
+        lines.append(f"{policy:<16}" + "".join(means))
+    lines += ["", f"one of them, sampled: {rows[0]['query']}"]
+    return lines + [f"  {policy}: {records[0]['generation']!r}" for policy, records in generations.items()]
+
+
+def training_lines(work: Path) -> list[str]:
+    """The start and the end of both runs, and how often the gate let the grammar reward through."""
+    lines = []
+    for name in ("hierarchical", "holistic_only"):
+        log = work / f"runs/{name}/log.jsonl"
+        rows = [row["train"] for row in map(json.loads, log.read_text().splitlines()) if "train" in row]
+        third = max(1, len(rows) // 3)
+        parts = []
+        for metric in ("holistic_reward", "error_rate", "gate_rate", "kl"):
+            values = [row[metric] for row in rows if row.get(metric) is not None]
+            if values:
+                first, last = statistics.mean(values[:third]), statistics.mean(values[-third:])
+                parts.append(f"{metric} {first:.3f} -> {last:.3f}")
+        lines.append(f"{name}, {len(rows)} steps, mean of the first and of the last third: {', '.join(parts)}")
+    return lines
+
+
+def mt_summary(work: Path) -> list[list[str]]:
+    """Blocks of lines."""
+    words = """\
+What this shows: every part works together, from pairs to a policy, to PPO with grammar errors in the reward, to the
+comparison. What it cannot show: that hierarchical rewards are better, or translation at all. The policy has about a
+million parameters and saw 6,500 short sentences for a few minutes: it writes English words that hardly depend on the
+Spanish. The holistic model learned from references against damaged or foreign ones, which is no human preference. A few
+PPO steps move little, and 200 test sentences leave wide error bars. The same commands run published checkpoints."""
+    return [score_lines(work), translation_lines(work), training_lines(work), [words]]
