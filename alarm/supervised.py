@@ -37,7 +37,12 @@ def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
     add("--max_steps", type=positive_int, help="stop after this many steps, in place of the full duration")
     add("--seed", type=int, default=42, help="seed of the initial weights, the data order and dropout")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast, weights stay float32")
-    add("--report_to", default="none", choices=TRACKERS, help="tracker of the training curves")
+    add(
+        "--report_to",
+        default="none",
+        choices=TRACKERS,
+        help="tracker of the training curves (trackio wants a pip install of its own)",
+    )
     return flags
 
 

@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. whatever can be wrong without loading a model
     check_ppo_flags(args)
+    check_launch()
     from alarm.tasks.long_form_qa import ASPECTS, QAAspects, QASettings, check_reward_models, load_examples
 
     test_file = args.train_file if args.test_on_train else args.test_file
@@ -101,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
     check_reward_models(args.reward_model_dir, ASPECTS)
     check_model_name(args.holistic_model, "--holistic_model")
     find_splitter(args.splitter)
-    check_launch()
     run = Run(args.save_dir, vars(args))
     if not args.test:
         run.check(args.resume)

@@ -172,7 +172,7 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
     for name, model, tokenizer in made:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-        tokens = sum(map(len, tokenizer(prompts)["input_ids"])) / len(prompts)
+        tokens = sum(map(len, tokenizer(prompts, verbose=False)["input_ids"])) / len(prompts)
         lines.append((name, model.num_parameters(), len(tokenizer), tokens))
     return lines
 
