@@ -102,19 +102,12 @@ def main(argv: list[str] | None = None) -> None:
 
     aspects = MTAspects(checker, tokenizer, MTSettings.from_flags(args))
     holistic = HolisticModel.load(args.holistic_model, device=state.device, dtype=getattr(torch, args.dtype))
+    weights = {"readability": args.w_read, "grammar": args.w_grammar, "confidence": args.w_confidence}
     scorer = Scorer(
         aspects=aspects,
         aspect_names=ASPECTS,
         holistic=functools.partial(holistic.score, max_length=HOLISTIC_MAX_TOKENS, batch_size=args.rm_max_batch_size),
-        recipe=RewardRecipe(
-            reward_type=args.reward_type,
-            threshold=args.hierarchical_threshold,
-            holistic_weight=args.holistic_reward_weight,
-            weights={"readability": args.w_read, "grammar": args.w_grammar, "confidence": args.w_confidence},
-            holistic_mean=args.ultra_mean,
-            holistic_std=args.ultra_std,
-            length_mean=args.length_mean if args.length_reward else None,
-        ),
+        recipe=RewardRecipe.from_flags(args, weights),
         truncated=lambda: {"holistic": holistic.truncated},
         counts=lambda: {
             "translations without text that were scored": aspects.empty,

@@ -27,6 +27,19 @@ class RewardRecipe:
     holistic_std: float = 1.0
     length_mean: float | None = None  # set: T / length_mean takes the place of the aspect sum (an ablation)
 
+    @classmethod
+    def from_flags(cls, args, weights: dict[str, float]) -> RewardRecipe:
+        """From the parsed flags that both tasks share (alarm.flags)."""
+        return cls(
+            reward_type=args.reward_type,
+            threshold=args.hierarchical_threshold,
+            holistic_weight=args.holistic_reward_weight,
+            weights=weights,
+            holistic_mean=args.ultra_mean,
+            holistic_std=args.ultra_std,
+            length_mean=args.length_mean if args.length_reward else None,
+        )
+
     def __post_init__(self):
         if self.reward_type not in REWARD_TYPES:
             raise ValueError(f"reward_type {self.reward_type!r} is none of {', '.join(REWARD_TYPES)}")

@@ -133,19 +133,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     state.print(f"sentence splitter: {aspects.splitter.name}")
     holistic = HolisticModel.load(args.holistic_model, **placed)
+    weights = {"relevance": args.w_rel, "factuality": args.w_fact, "completeness": args.w_comp}
     scorer = Scorer(
         aspects=aspects,
         aspect_names=ASPECTS,
         holistic=functools.partial(holistic.score, max_length=HOLISTIC_MAX_TOKENS, batch_size=args.rm_max_batch_size),
-        recipe=RewardRecipe(
-            reward_type=args.reward_type,
-            threshold=args.hierarchical_threshold,
-            holistic_weight=args.holistic_reward_weight,
-            weights={"relevance": args.w_rel, "factuality": args.w_fact, "completeness": args.w_comp},
-            holistic_mean=args.ultra_mean,
-            holistic_std=args.ultra_std,
-            length_mean=args.length_mean if args.length_reward else None,
-        ),
+        recipe=RewardRecipe.from_flags(args, weights),
         truncated=lambda: aspects.truncated | {"holistic": holistic.truncated},
     )
     ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
