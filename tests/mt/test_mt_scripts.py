@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from alarm.errors import UserError
 from alarm.evaluation import read_generations
-from alarm.grammar import find_installation
+from alarm.grammar import LanguageToolChecker, find_installation
 from helpers import CHECKPOINTS, ROOT, forget_accelerate, load_script
 
 PAIRS = [
@@ -265,6 +265,42 @@ def test_trains_with_the_real_languagetool(world, train_ppo, tmp_path, caplog):
     left = {child for child in psutil.Process().children(recursive=True) if child.pid not in before}
     _, alive = psutil.wait_procs(left, timeout=10)
     assert not [child for child in alive if "java" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_java_killed_twice_during_training_changes_no_reward(world, train_ppo, tmp_path, monkeypatch):
+    """The real server dies as steps 2 and 3 ask for checks; the run and its rewards are those of one left alone."""
+    import psutil
+
+    try:
+        find_installation()
+    except UserError as missing:
+        pytest.skip(str(missing))
+    words = [*world.flags, "--grammar_backend", "languagetool", "--max_len", "6", "--eval_interval", "0"]
+    words += ["--max_steps", "3", "--batch_size", "4", "--mini_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_ppo([*words, "--save_dir", str(whole)])
+    forget_accelerate()
+
+    check, deaths = LanguageToolChecker.check, []
+
+    def after_a_death(checker, texts):
+        servers = [p for p in psutil.Process().children(recursive=True) if p.name() == "java"]
+        for server in servers if len(deaths) < 2 else []:
+            server.kill()
+            deaths.append(server.pid)
+        return check(checker, texts)
+
+    monkeypatch.setattr(LanguageToolChecker, "check", after_a_death)
+    train_ppo([*words, "--save_dir", str(killed)])
+    assert len(set(deaths)) == 2
+
+    def untimed(run: Path) -> list[dict]:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in train_rows(run)]
+
+    assert untimed(killed) == untimed(whole)
+    ours, theirs = weights(killed / "policy"), weights(whole / "policy")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(
