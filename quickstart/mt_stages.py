@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alarm.errors import UserError
 from alarm.grammar import find_installation
-from stages import ROOT, Stage, flag_words, holistic_scale, short
+from stages import ROOT, Stage, flag_words, holistic_scale, median_threshold, short
 
 DATA = ROOT / "quickstart" / "data" / "mt"
 LENGTH = 32  # tokens of a prompt, and of a translation: the sample's sentences have at most nine words
@@ -102,6 +102,8 @@ def mt_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
             flags = flag_words(
                 policy_ckpt=at("sft"), **train_dev, save_dir=at(f"runs/{reward_type}"), resume=True,
                 reward_type=reward_type, sigmoid_shaping=True, w_read=0, w_grammar=1, w_confidence=0,
+                # the paper's 0.5 lies beyond almost all scores of this small model, which lean to the left
+                hierarchical_threshold=median_threshold(work / "calibration.json"),
                 **scoring(calibrated=True), batch_size=32, mini_batch_size=16, gradient_accumulation_steps=2,
                 max_steps=steps(PPO_STEPS), eval_interval=0, checkpoint_interval=4, report_to="none",
             )  # fmt: skip

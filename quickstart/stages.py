@@ -39,10 +39,21 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def holistic_scale(path: Path) -> tuple[float, float]:
-    """Mean and deviation of the raw holistic scores of the policy's own answers, which the gate is relative to."""
+def raw_scores(path: Path) -> list[float]:
+    """The holistic scores of a policy's answers, scored with mean 0 and deviation 1."""
     scores = [row["holistic_reward"] for row in json.loads(path.read_text())]
     # an empty answer stands at -10 instead of a score
-    scores = [score for score in scores if score != -10] or [0.0]
+    return [score for score in scores if score != -10] or [0.0]
+
+
+def holistic_scale(path: Path) -> tuple[float, float]:
+    """Mean and deviation of the raw holistic scores of the policy's own answers, which the gate is relative to."""
+    scores = raw_scores(path)
     deviation = statistics.stdev(scores) if len(scores) > 1 else 0.0
     return statistics.mean(scores), deviation or 1.0
+
+
+def median_threshold(path: Path) -> float:
+    """The threshold, in deviations, that half of the policy's own answers reach."""
+    mean, deviation = holistic_scale(path)
+    return (statistics.median(raw_scores(path)) - mean) / deviation

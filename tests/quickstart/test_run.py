@@ -86,6 +86,12 @@ def test_the_gate_is_scaled_by_scored_answers_only(tmp_path):
     assert stages.holistic_scale(tmp_path / "c.json") == (2.0, pytest.approx(2**0.5))
 
 
+def test_half_of_the_scored_answers_reach_the_median_threshold(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps([{"holistic_reward": value} for value in (-7.0, 1.0, 3.0, -10)]))
+    mean, deviation = stages.holistic_scale(tmp_path / "c.json")
+    assert stages.median_threshold(tmp_path / "c.json") == pytest.approx((1.0 - mean) / deviation)
+
+
 @pytest.mark.slow
 def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
     data = tmp_path / "data"
