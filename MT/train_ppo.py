@@ -85,16 +85,12 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from alarm.loop import Scorer, run_test, run_training
-    from alarm.policy import build_trainer, load_tokenizer
-    from alarm.rollout import encode_prompts
+    from alarm.policy import build_trainer, encode_splits, load_tokenizer
 
     state = process_state()
     tokenizer = load_tokenizer(policy)
-    prompts = {}
-    for split, rows in examples.items():
-        prompts[split], cut = encode_prompts(tokenizer, rows, [prompt(row) for row in rows], args.max_len)
-        source = files[split] or args.dataset
-        state.print(f"{split}: {len(rows)} prompts from {source}, {cut} of them cut to {args.max_len} tokens")
+    sources = {split: files[split] or args.dataset for split in examples}
+    prompts = encode_splits(tokenizer, examples, prompt, args.max_len, sources)
 
     # 3. the rewards, then the policy
     from alarm.holistic import HolisticModel

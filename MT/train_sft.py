@@ -8,9 +8,9 @@ from pathlib import Path
 
 from alarm.errors import report_user_errors
 from alarm.files import write_json
-from alarm.flags import check_model_name, positive_int
-from alarm.launch import check_launch, process_state
-from alarm.supervised import check_save_dir, load_pretrained, training_parser
+from alarm.flags import positive_int
+from alarm.launch import process_state
+from alarm.supervised import check_training, load_pretrained, training_parser
 from alarm.tasks.translation import DATASET, prompt
 from alarm.translate import load_parts
 
@@ -28,9 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_launch()
-    check_save_dir(args.save_dir)
-    check_model_name(args.model_path, "--model_path")
+    check_training(args)
     rows = load_parts({"train": args.train_file, "dev": args.dev_file}, args.dataset)
     pairs = {split: [(prompt(row), row["translation"]["en"]) for row in part] for split, part in rows.items()}
 

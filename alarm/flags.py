@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+from trl.config import TRACKERS
+
 from .errors import UserError
 from .types import REWARD_TYPES
 
@@ -115,7 +117,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
         "report_to",
         "tracker of the training curves",
         default="tensorboard",
-        choices=("none", "tensorboard", "wandb", "trackio"),
+        choices=TRACKERS,
     )
     switch("resume", "continue the run in --save_dir from its last checkpoint (starts it where there is none)")
     add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)

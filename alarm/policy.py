@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,26 @@ def load_tokenizer(policy: str) -> PreTrainedTokenizerBase:
 
     with reported("the tokenizer of the policy", policy):
         return AutoTokenizer.from_pretrained(policy)
+
+
+def encode_splits(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: dict[str, list[dict]],
+    prompt_of: Callable[[dict], str],
+    max_tokens: int,
+    sources: dict[str, str],
+) -> dict[str, list[Prompt]]:
+    """The prompts of each split as the policy reads them; says how many, where from, and how many were cut."""
+    from .launch import process_state
+    from .rollout import encode_prompts
+
+    prompts = {}
+    for split, rows in examples.items():
+        prompts[split], cut = encode_prompts(tokenizer, rows, [prompt_of(row) for row in rows], max_tokens)
+        process_state().print(
+            f"{split}: {len(rows)} prompts from {sources[split]}, {cut} of them cut to {max_tokens} tokens"
+        )
+    return prompts
 
 
 def build_trainer(

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .files import write_json
-from .flags import parser, positive_float, positive_int
-from .launch import process_state
+from .flags import TRACKERS, check_model_name, parser, positive_float, positive_int
+from .launch import check_launch, process_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
-
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 
 def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
@@ -53,6 +51,13 @@ def check_save_dir(path: str | Path) -> None:
         raise UserError(f"--save_dir {path} is a file; give the path of a new folder")
     if path.exists() and any(path.iterdir()):
         raise UserError(f"--save_dir {path} already holds something; give a new folder or remove it")
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Raise UserError for what is wrong with the flags of `training_parser` before any model loads."""
+    check_launch()
+    check_save_dir(args.save_dir)
+    check_model_name(args.model_path, "--model_path")
 
 
 def load_pretrained(load: Callable, name: str, **kwargs):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from .errors import UserError, report_user_errors
-from .flags import check_model_name, positive_int
-from .launch import check_launch, process_state
+from .flags import positive_int
+from .launch import process_state
 from .reward_training import Pair, load_feedback, load_pairs, preference_pairs
-from .supervised import check_save_dir, load_pretrained, training_parser
+from .supervised import check_training, load_pretrained, training_parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,9 +34,7 @@ def load_split(path: str, feedback_path: str | None) -> tuple[list[Pair], list]:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_launch()
-    check_save_dir(args.save_dir)
-    check_model_name(args.model_path, "--model_path")
+    check_training(args)
     train, _ = load_split(args.train_file, args.train_feedback_file)
     dev, dev_rows = load_split(args.dev_file, args.dev_feedback_file)
     train_preferences(train, dev, dev_rows, args)

@@ -105,22 +105,16 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args.save_dir, vars(args))
     if not args.test:
         run.check(args.resume)
+
     # 2. the prompts as the policy reads them
     import torch
 
     from alarm.loop import Scorer, run_test, run_training
-    from alarm.policy import build_trainer, load_tokenizer
-    from alarm.rollout import encode_prompts
+    from alarm.policy import build_trainer, encode_splits, load_tokenizer
 
     state = process_state()
     tokenizer = load_tokenizer(policy)
-    prompts = {}
-    for split, rows in examples.items():
-        texts = [row["text"] for row in rows]
-        prompts[split], cut = encode_prompts(tokenizer, rows, texts, args.max_input_len)
-        state.print(
-            f"{split}: {len(rows)} prompts from {files[split]}, {cut} of them cut to {args.max_input_len} tokens"
-        )
+    prompts = encode_splits(tokenizer, examples, lambda row: row["text"], args.max_input_len, files)
 
     # 3. the rewards, then the policy
     from alarm.holistic import HolisticModel

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 from alarm.errors import report_user_errors
-from alarm.flags import check_model_name, positive_int
-from alarm.launch import check_launch
-from alarm.supervised import check_save_dir, training_parser
+from alarm.flags import positive_int
+from alarm.supervised import check_training, training_parser
 from alarm.tasks.long_form_qa import ASPECTS
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
@@ -30,9 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_launch()
-    check_save_dir(args.save_dir)
-    check_model_name(args.model_path, "--model_path")
+    check_training(args)
 
     from alarm.reward_training import load_feedback, train_aspect
     from alarm.spans import make_splitter

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
 from alarm.files import read_rows, require_fields
-from alarm.flags import check_model_name, positive_int
-from alarm.launch import check_launch
-from alarm.supervised import check_save_dir, training_parser
+from alarm.flags import positive_int
+from alarm.supervised import check_training, training_parser
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
 
@@ -40,9 +39,7 @@ def load_pairs(path: str) -> list[tuple[str, str]]:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_launch()
-    check_save_dir(args.save_dir)
-    check_model_name(args.model_path, "--model_path")
+    check_training(args)
     train, dev = load_pairs(args.train_file), load_pairs(args.dev_file)
 
     from alarm.sft import train_seq2seq

@@ -69,9 +69,14 @@ def check_work_dir(work: Path) -> None:
     (work / MARKER).mkdir(parents=True, exist_ok=True)
 
 
+def marker_of(stage: Stage, work: Path) -> Path:
+    """The file that says that a stage is done, and what it took."""
+    return work / MARKER / f"{stage.output.replace('/', '-')}.json"
+
+
 def run_stage(stage: Stage, work: Path, python: str, environment: dict) -> dict | None:
     """Run a stage unless it is done. Returns what it took, or None where it was skipped."""
-    marker = work / MARKER / f"{stage.output.replace('/', '-')}.json"
+    marker = marker_of(stage, work)
     words = stage.words()
     before = json.loads(marker.read_text()) if marker.exists() else None
     if before and before["words"] == words and (work / stage.output).exists():
@@ -118,14 +123,15 @@ def run_stages(stages: list[Stage], work: Path) -> None:
             print(f"{stage.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU", flush=True)
             # what was made from the older output of this stage is out of date
             for later in stages[number:]:
-                if not later.resumable or (work / MARKER / f"{later.output.replace('/', '-')}.json").exists():
+                marker = marker_of(later, work)
+                if not later.resumable or marker.exists():
                     remove(work / later.output)
-                (work / MARKER / f"{later.output.replace('/', '-')}.json").unlink(missing_ok=True)
+                marker.unlink(missing_ok=True)
 
 
 def summary(work: Path, stages: list[Stage], blocks: list[list[str]]) -> str:
     """What each stage took, then the task's own blocks of lines."""
-    took = [json.loads((work / MARKER / f"{stage.output.replace('/', '-')}.json").read_text()) for stage in stages]
+    took = [json.loads(marker_of(stage, work).read_text()) for stage in stages]
     times = [f"{'stage':<32}{'seconds':>9}{'CPU seconds':>13}"]
     times += [f"{row['stage']:<32}{row['seconds']:>9.0f}{row['cpu_seconds']:>13.0f}" for row in took]
     wall, cpu = (sum(row[name] for row in took) for name in ("seconds", "cpu_seconds"))

@@ -5,9 +5,19 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINTS = FIXTURES / "golden" / "checkpoints"
+_FULL = ROOT.parent / "shared" / "golden"
+# the folders of golden numbers: the part in the repository, and the whole set where it lies beside it
+GOLDEN = [
+    pytest.param(FIXTURES / "golden", id="fixture"),
+    pytest.param(
+        _FULL, id="full", marks=pytest.mark.skipif(not _FULL.is_dir(), reason="the full golden set is not here")
+    ),
+]
 
 
 def load_script(path: str):

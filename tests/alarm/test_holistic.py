@@ -21,7 +21,7 @@ from transformers import (
 
 from alarm.errors import UserError
 from alarm.holistic import HolisticModel, LlamaRewardModel
-from helpers import CHECKPOINTS, FIXTURES, ROOT
+from helpers import CHECKPOINTS, GOLDEN
 
 ULTRARM = CHECKPOINTS / "tiny-ultrarm"
 
@@ -29,18 +29,6 @@ ULTRARM = CHECKPOINTS / "tiny-ultrarm"
 @pytest.fixture(scope="module")
 def model() -> HolisticModel:
     return HolisticModel.load(ULTRARM)
-
-
-GOLDEN = [
-    pytest.param(FIXTURES / "golden", id="fixture"),
-    pytest.param(
-        ROOT.parent / "shared" / "golden",
-        id="full",
-        marks=pytest.mark.skipif(
-            not (ROOT.parent / "shared" / "golden").is_dir(), reason="the full golden set is not here"
-        ),
-    ),
-]
 
 
 def prompt_and_answer(text: str) -> list[str]:

@@ -26,15 +26,8 @@ from alarm.tasks.long_form_qa import (
     unit_rewards,
 )
 from alarm.types import Rollout
-from helpers import CHECKPOINTS, FIXTURES, ROOT
+from helpers import CHECKPOINTS, GOLDEN, ROOT
 
-FULL = ROOT.parent / "shared" / "golden"
-GOLDEN = [
-    pytest.param(FIXTURES / "golden", id="fixture"),
-    pytest.param(
-        FULL, id="full", marks=pytest.mark.skipif(not FULL.is_dir(), reason="the full golden set is not here")
-    ),
-]
 PUBLISHED = {"relevance": "verbosity", "factuality": "factuality", "completeness": "completeness"}
 
 

@@ -21,7 +21,7 @@ from alarm.rewards import (
     weigh_aspects,
 )
 from alarm.types import AspectScore
-from helpers import FIXTURES, ROOT
+from helpers import GOLDEN
 
 
 def recipe(reward_type: str, **changes) -> RewardRecipe:
@@ -93,18 +93,6 @@ def test_crossing_the_threshold_never_lowers_a_shaped_total(aspects, low, high):
     vectors = [torch.tensor(aspects), torch.tensor(aspects)]
     below, above = combine_rewards(vectors, torch.tensor([low, high]), NONE_SHORT, recipe("hierarchical"))
     assert above.sum() >= below.sum()
-
-
-GOLDEN = [
-    pytest.param(FIXTURES / "golden", id="fixture"),
-    pytest.param(
-        ROOT.parent / "shared" / "golden",
-        id="full",
-        marks=pytest.mark.skipif(
-            not (ROOT.parent / "shared" / "golden").is_dir(), reason="the full golden set is not here"
-        ),
-    ),
-]
 
 
 @pytest.mark.parametrize("folder", GOLDEN)
