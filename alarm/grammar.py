@@ -40,9 +40,9 @@ MIN_JAVA = 17
 SLOWEST = 0.02  # seconds a character: 10,000 question marks took 48 s on two busy cores
 PROJECT_FOLDER = Path(__file__).parents[1] / "languagetool"
 DOWNLOAD_FOLDER = Path("~/.cache/language_tool_python")  # language-tool-python's own
+STAND_IN = "use the offline stand-in --grammar_backend rules"
 WAYS_OUT = (
-    "run `make languagetool`, name an installation by LTP_PATH or a running server by --grammar_server, "
-    "or use the offline stand-in --grammar_backend rules"
+    f"run `make languagetool`, name an installation by LTP_PATH or a running server by --grammar_server, or {STAND_IN}"
 )
 
 
@@ -198,7 +198,7 @@ def find_installation() -> Path:
     """
     java = shutil.which("java")
     if java is None:
-        raise UserError(f"LanguageTool needs Java {MIN_JAVA}, which is not installed; install it, or {WAYS_OUT[4:]}")
+        raise UserError(f"LanguageTool needs Java {MIN_JAVA}, which is not installed; install it and {WAYS_OUT}")
     answer = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
     version = re.search(r'version "(?:1\.)?(\d+)', answer)
     if version and int(version[1]) < MIN_JAVA:
@@ -510,7 +510,7 @@ class LanguageToolChecker:
         if failures >= self.max_failures:
             raise GrammarServiceError(
                 f"LanguageTool failed {failures} times in a row, last: {failure}; mend it and go on with --resume, "
-                f"or {WAYS_OUT[WAYS_OUT.index('use') :]}"
+                f"or {STAND_IN}"
             )
         logger.warning(
             "LanguageTool failed (%d in a row): %s; %d texts are checked again", failures, failure, len(waiting)
