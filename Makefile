@@ -1,6 +1,7 @@
 # make quickstart   environment, install, then long-form QA end to end on a shipped sample (offline, CPU)
 # make test         environment, install, the test suite
 # make languagetool the real grammar checker for translation (97 MB from Maven Central; wants Java 17 and Maven)
+# make plots        a PNG of the run in the folder RUN_DIR (several: RUN_DIR="runs/a runs/b"), from its log
 # make style        formatter and linter
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -14,7 +15,7 @@ TASK ?= qa
 
 LANGUAGETOOL = languagetool/LanguageTool-6.8
 
-.PHONY: quickstart test test-fast style clean-quickstart languagetool
+.PHONY: quickstart test test-fast style clean-quickstart languagetool plots
 
 # for translation the real LanguageTool is brought where Java and Maven are found
 quickstart: $(VENV)/.installed
@@ -31,6 +32,10 @@ test-fast: $(VENV)/.installed-dev
 style: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+plots: $(if $(RUN_DIR),$(VENV)/.installed)
+	@test -n "$(RUN_DIR)" || { echo "error: name the run's folder: make plots RUN_DIR=..." >&2; exit 2; }
+	$(RUN) -m alarm.plot_run $(foreach folder,$(RUN_DIR),--run_dir $(folder))
 
 languagetool: $(LANGUAGETOOL)/.complete
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 
+from alarm.calibration import use_calibration
 from alarm.errors import report_user_errors
 from alarm.flags import (
+    HOLISTIC_MAX_TOKENS,
     add_ppo_flags,
     check_model_name,
     check_ppo_flags,
     finite_float,
+    parse_ppo_flags,
     parser,
     positive_float,
     positive_int,
@@ -21,8 +24,6 @@ from alarm.launch import check_launch, process_state
 from alarm.run import Run
 from alarm.tasks.translation import ASPECTS, DATASET, MTAspects, MTSettings, prompt
 from alarm.translate import load_parts
-
-HOLISTIC_MAX_TOKENS = 300  # prompt and translation together
 
 DEFAULTS = {
     "policy_ckpt": "halfrot/sft-mt5-base",
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--readability_std", type=positive_float, default=6.04405504045225, help="standard deviation of the grades")
     add("--grammar_correct_reward", type=finite_float, default=0.0, help="of a token outside of every grammar error")
     add("--grammar_incorrect_reward", type=finite_float, default=-1.0, help="of a token inside a grammar error")
-    return flags.parse_args(argv)
+    return parse_ppo_flags(flags, argv, "mt")
 
 
 @report_user_errors
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args.save_dir, vars(args))
     if not args.test:
         run.check(args.resume)
+    scales = use_calibration(args, "mt", policy, (args.max_len, args.max_len))
     checker = make_checker(args.grammar_backend, args.grammar_server)
     files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
     tested = "train" if args.test_on_train else "test"
@@ -102,7 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     scorer = Scorer(
         aspects=aspects,
         aspect_names=ASPECTS,
-        holistic=functools.partial(holistic.score, max_length=HOLISTIC_MAX_TOKENS, batch_size=args.rm_max_batch_size),
+        holistic=functools.partial(
+            holistic.score, max_length=HOLISTIC_MAX_TOKENS["mt"], batch_size=args.rm_max_batch_size
+        ),
         recipe=RewardRecipe.from_flags(args, weights),
         truncated=lambda: {"holistic": holistic.truncated},
         counts=lambda: {
@@ -117,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.test:
             run_test(ppo, scorer, tokenizer, prompts[tested], args.max_len, args)
         else:
-            run_training(ppo, run, scorer, tokenizer, prompts["dev"], args.max_len, 1, args)
+            run_training(ppo, run, scorer, tokenizer, prompts["dev"], args.max_len, 1, args, scales)
     finally:
         checker.close()
 

@@ -47,8 +47,18 @@ def finite_float(text: str) -> float:
     return value
 
 
+def open_share(text: str) -> float:
+    value = finite_float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
+    return value
+
+
 # argparse names the type in its message: "invalid int value"
-positive_int.__name__, positive_float.__name__, finite_float.__name__ = "int", "float", "float"
+positive_int.__name__ = "int"
+positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"
+
+HOLISTIC_MAX_TOKENS = {"qa": 1230, "mt": 300}  # prompt and answer together
 
 
 def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
@@ -90,6 +100,17 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     add("ultra_mean", "mean of the holistic model's raw scores", finite_float)
     add("ultra_std", "standard deviation of the holistic model's raw scores", positive_float)
     add("length_mean", "mean response length in tokens, for --length_reward", positive_float)
+    add(
+        "calibration",
+        "file of alarm.calibrate: its numbers take the place of --ultra_mean, --ultra_std, --length_mean and of an "
+        "aspect's mean and standard deviation; training warns when rewards drift away from them",
+    )
+    add(
+        "threshold_quantile",
+        "with --calibration, in place of --hierarchical_threshold: this quantile of the calibrated holistic rewards "
+        "(0.5: half of them reach the gate)",
+        open_share,
+    )
 
     add("lr", "learning rate", positive_float)
     add("batch_size", "prompts per process and PPO step; with --test, per generation batch", positive_int)
@@ -122,6 +143,33 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     switch("resume", "continue the run in --save_dir from its last checkpoint (starts it where there is none)")
     add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)
     add("keep_checkpoints", "how many of the newest checkpoints to keep", positive_int, default=2)
+
+
+def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: str) -> argparse.Namespace:
+    """Parse, with the numbers of --calibration and --threshold_quantile in place of the defaults.
+
+    task: qa or mt. Raises UserError for a file that cannot be used, and where a number of it is also given by its flag.
+    """
+    args = flags.parse_args(argv)
+    if args.calibration is None:
+        if args.threshold_quantile is not None:
+            raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
+        return args
+    from .calibration import read_calibration
+
+    # parsed again over blanks, which argparse does not fill with defaults: what is no blank now was given
+    blanks = argparse.Namespace(**dict.fromkeys(vars(args)))
+    given = {name for name, value in vars(flags.parse_args(argv, blanks)).items() if value is not None}
+    calibration = read_calibration(args.calibration, task)
+    for name, value in calibration.constants.items():
+        if name in given:
+            raise UserError(f"--{name} and --calibration {args.calibration} both say what {name} is; drop one of them")
+        setattr(args, name, value)
+    if args.threshold_quantile is not None:
+        if "hierarchical_threshold" in given:
+            raise UserError("--threshold_quantile and --hierarchical_threshold both set the gate; drop one of them")
+        args.hierarchical_threshold = calibration.threshold(args.threshold_quantile)
+    return args
 
 
 def check_ppo_flags(args: argparse.Namespace) -> None:

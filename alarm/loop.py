@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from .diagnostics import Scale, aspect_share, pearson, update_drift
 from .errors import ServiceError, UserError
 from .files import write_json
-from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
+from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, reward_sizes, weigh_aspects
 from .rollout import Prompt, deal_batches, resample_empty, sample_rollout
 from .run import Run, finite
 from .types import AspectScore, RewardScores, Rollout
@@ -125,11 +127,12 @@ def train(
     greedy: dict,
     total_steps: int,
     args,
+    scales: dict[str, Scale],
 ) -> dict:
     """Train to `total_steps`, from the run's last checkpoint where there is one. Returns the loop's final state.
 
     `sampling`, `greedy`: generation settings of rollouts and of evaluation. `args`: eval_interval, eval_batch_size,
-    checkpoint_interval, keep_checkpoints.
+    checkpoint_interval, keep_checkpoints. `scales`: the sample columns that are watched for drift, as calibrated.
     """
     accelerator, main = ppo.accelerator, ppo.accelerator.is_main_process
     state = {
@@ -138,9 +141,10 @@ def train(
         "best": None,
         "skipped_in_a_row": 0,
         "processes": accelerator.num_processes,
+        "drift": {},
     }
     if checkpoints := run.checkpoints():
-        state = json.loads((checkpoints[-1] / "loop.json").read_text())
+        state |= json.loads((checkpoints[-1] / "loop.json").read_text())
         if state["processes"] != accelerator.num_processes:
             raise UserError(
                 f"the run in {run.dir} was started with {state['processes']} processes, this one has "
@@ -168,7 +172,7 @@ def train(
         if main:
             run.log({"step": state["step"], "dev": found})
         ppo.log_stats({f"dev/{name}": value for name, value in found.items()})
-        if state["best"] is None or found["total_reward"] > state["best"]["total_reward"]:
+        if improves(found, state["best"]):
             state["best"] = {"step": state["step"], **found}
             ppo.save_pretrained(run.dir / "best")
 
@@ -184,7 +188,8 @@ def train(
             scores = score(rollout, scorer, scorer.names_that_count())
         scored = time.perf_counter()
         stats = ppo.step(rollout.query_ids, rollout.response_ids, scores.rewards)
-        row = training_row(rollout, scores, scorer.recipe, stats, accelerator)
+        samples = gather_samples(rollout, scores, scorer.recipe, accelerator)
+        row = training_row(samples, stats)
         row |= {
             "time/generate": generated - started,
             "time/score": scored - generated,
@@ -192,8 +197,12 @@ def train(
         }
         state["step"] += 1
         state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if row["skipped"] else 0
+        state["drift"], drift, warnings = update_drift(state["drift"], scales, with_text(samples))
+        row |= drift
         if main:
-            run.log({"step": state["step"], "train": row})
+            run.log({"step": state["step"], "train": row} | ({"warnings": warnings} if warnings else {}))
+            for warning in warnings.values():
+                progress.write(f"warning: step {state['step']}: {warning}")
         ppo.log_stats(stats | {f"env/{name}": value for name, value in row.items()})
         shown = {"reward": "reward", "holistic": "holistic_reward", "gate": "gate_rate", "kl": "kl"}
         progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
@@ -246,17 +255,50 @@ def batches_from(ppo: PPOTrainer, step: int) -> Iterator[list[Prompt]]:
             step += 1
 
 
-def training_row(
-    rollout: Rollout, scores: RewardScores, recipe: RewardRecipe, stats: dict, accelerator: Accelerator
-) -> dict[str, float]:
-    """The means of one step over all processes, and the state of the gate."""
+def improves(found: dict[str, float], best: dict[str, float] | None) -> bool:
+    """Whether dev means are the best so far. Those whose total reward is not finite never are."""
+    reward = found["total_reward"]
+    return math.isfinite(reward) and (best is None or not best["total_reward"] >= reward)
+
+
+NOT_METRICS = ("response_length", "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid")
+
+
+def gather_samples(
+    rollout: Rollout, scores: RewardScores, recipe: RewardRecipe, accelerator: Accelerator
+) -> dict[str, list[float]]:
+    """Name -> a value for each response of the union batch. Metrics of one step, what was paid, and the gate."""
     values = dict(scores.metrics)
     values["reward"] = [rewards.sum().item() for rewards in scores.rewards]
     values["gate_rate"] = [float(h >= recipe.threshold) for h in scores.holistic.tolist()]
     values["empty_rate"] = rollout.too_short.float().tolist()
-    local = torch.tensor([[float(sum(v)), len(v)] for v in values.values()], dtype=torch.float64)
-    total = accelerator.reduce(local.to(accelerator.device, torch.float32), reduction="sum")
-    row = {name: (pair[0] / pair[1]).item() for name, pair in zip(values, total, strict=True)}
+    values["aspect_paid"], values["holistic_paid"] = reward_sizes(
+        scores.rewards, scores.holistic, rollout.too_short, recipe
+    )
+    rows = gather_object(list(zip(*values.values(), strict=True)))
+    return {name: list(column) for name, column in zip(values, zip(*rows, strict=True), strict=True)}
+
+
+def with_text(samples: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The responses that are not empty: the others have a penalty in place of a holistic reward."""
+    return {
+        name: [value for value, empty in zip(values, samples["empty_rate"], strict=True) if not empty]
+        for name, values in samples.items()
+    }
+
+
+def training_row(samples: dict[str, list[float]], stats: dict) -> dict[str, float | None]:
+    """The log entry of one step from `gather_samples` and the trainer's statistics.
+
+    Means of the samples; `aspect_share`, the aspects' part of the reward that was paid, by size; `length_correlation/X`
+    of the metrics X with the response length, over the responses with text (None where it is not defined).
+    """
+    row = {name: sum(values) / len(values) for name, values in samples.items()}
+    row["aspect_share"] = aspect_share(samples["aspect_paid"], samples["holistic_paid"])
+    texts = with_text(samples)
+    for name, values in texts.items():
+        if name not in NOT_METRICS:
+            row[f"length_correlation/{name}"] = pearson(values, texts["response_length"])
     row["skipped"] = int(stats["ppo/updates"] == 0 and stats["ppo/skipped_nonfinite"] > 0)
     # a step that was skipped for its rewards has no KL
     chosen = {"kl": "objective/kl", "kl_coef": "objective/kl_coef", "entropy": "objective/entropy"}
@@ -336,24 +378,30 @@ def run_training(
     max_new_tokens: int,
     epochs: int,
     args,
+    scales: dict[str, Scale] | None = None,
 ) -> None:
-    """Train for `epochs` passes over the trainer's data set, or args.max_steps; show how the dev means moved."""
+    """Train for `epochs` passes over the trainer's data set, or args.max_steps; show how the dev means moved.
+
+    `scales`: what a calibration says of holistic_reward and response_length, to warn when they drift from it.
+    """
     limit = {"max_new_tokens": max_new_tokens}
     steps = args.max_steps or epochs * len(ppo.dataloader)
     started = time.perf_counter()
-    state = train(ppo, run, scorer, tokenizer, dev_prompts, SAMPLING | limit, GREEDY | limit, steps, args)
+    state = train(ppo, run, scorer, tokenizer, dev_prompts, SAMPLING | limit, GREEDY | limit, steps, args, scales or {})
     if ppo.accelerator.is_main_process:
         rows = run.read_log()
         columns = {}
         if dev := [row for row in rows if "dev" in row]:
-            best = next(row for row in reversed(dev) if row["step"] == state["best"]["step"])
-            columns = {f"dev, step {row['step']}": row["dev"] for row in (dev[0], best, dev[-1])}
+            best = [row for row in dev if state["best"] and row["step"] == state["best"]["step"]]
+            columns = {f"dev, step {row['step']}": row["dev"] for row in (dev[0], *best, dev[-1])}
         if training := [row["train"] for row in rows if "train" in row]:
-            columns["train, last step"] = {name: v for name, v in training[-1].items() if not name.startswith("time/")}
+            columns["train, last step"] = {name: value for name, value in training[-1].items() if "/" not in name}
         show(f"{args.run_name}: {args.reward_type}, {state['step']} steps", columns)
         print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s")
         skipped = sum(row["skipped"] for row in training)
         say_counts({"steps skipped for a reward or loss that was not finite": skipped})
+        if dev and not state["best"]:
+            print("no evaluation on the dev file had a finite total reward: there is no best policy")
     say_counts(cut_inputs(scorer) | scorer.counts(), ppo.accelerator)
     ppo.accelerator.end_training()
 

@@ -100,6 +100,24 @@ def combine_rewards(
     return combined
 
 
+def reward_sizes(
+    rewards: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe
+) -> tuple[list[float], list[float]]:
+    """What `combine_rewards` paid, taken apart: per response sum_t |aspect part of token t|, and |w_h h|.
+
+    rewards B x (T_i,) as combined, holistic (B,) normalised, too_short (B,) bool -> B sizes, B sizes; 0 for a part that
+    was not paid.
+    """
+    aspect_sizes, holistic_sizes = [], []
+    for reward, h, empty in zip(rewards, holistic.float(), too_short.tolist(), strict=True):
+        paid = _on_last_token(len(reward), recipe.holistic_weight * h.item())
+        if recipe.reward_type == "aspect_only" and not empty:
+            paid = torch.zeros_like(paid)
+        aspect_sizes.append((reward.cpu().double() - paid.double()).abs().sum().item())
+        holistic_sizes.append(paid.double().abs().sum().item())
+    return aspect_sizes, holistic_sizes
+
+
 def _on_last_token(length: int, value: float) -> Tensor:
     reward = torch.zeros(length)
     reward[-1:] = value

@@ -7,12 +7,15 @@ import functools
 import os
 from pathlib import Path
 
+from alarm.calibration import use_calibration
 from alarm.errors import report_user_errors
 from alarm.flags import (
+    HOLISTIC_MAX_TOKENS,
     add_ppo_flags,
     check_model_name,
     check_ppo_flags,
     finite_float,
+    parse_ppo_flags,
     parser,
     positive_float,
     positive_int,
@@ -23,7 +26,6 @@ from alarm.run import Run
 from alarm.spans import find_splitter
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
-HOLISTIC_MAX_TOKENS = 1230  # prompt and answer together
 
 DEFAULTS = {
     "policy_ckpt": str(HERE / "model_ckpts" / "t5-large-1k-train"),
@@ -83,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--completeness_reward_std", type=positive_float, default=8.301160619054132, help="standard deviation of them")
     add("--completeness_reward_bias", type=finite_float, default=0.0, help="added to the normalised, scaled score")
     add("--completeness_reward_scale", type=finite_float, default=0.3, help="multiplies the normalised score")
-    return flags.parse_args(argv)
+    return parse_ppo_flags(flags, argv, "qa")
 
 
 @report_user_errors
@@ -105,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args.save_dir, vars(args))
     if not args.test:
         run.check(args.resume)
+    scales = use_calibration(args, "qa", policy, (args.max_input_len, args.max_generated_len))
 
     # 2. the prompts as the policy reads them
     import torch
@@ -131,7 +134,9 @@ def main(argv: list[str] | None = None) -> None:
     scorer = Scorer(
         aspects=aspects,
         aspect_names=ASPECTS,
-        holistic=functools.partial(holistic.score, max_length=HOLISTIC_MAX_TOKENS, batch_size=args.rm_max_batch_size),
+        holistic=functools.partial(
+            holistic.score, max_length=HOLISTIC_MAX_TOKENS["qa"], batch_size=args.rm_max_batch_size
+        ),
         recipe=RewardRecipe.from_flags(args, weights),
         truncated=lambda: aspects.truncated | {"holistic": holistic.truncated},
     )
@@ -141,7 +146,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.test:
         run_test(ppo, scorer, tokenizer, prompts["test"], args.max_generated_len, args)
     else:
-        run_training(ppo, run, scorer, tokenizer, prompts["dev"], args.max_generated_len, args.outer_epoch, args)
+        run_training(
+            ppo, run, scorer, tokenizer, prompts["dev"], args.max_generated_len, args.outer_epoch, args, scales
+        )
 
 
 if __name__ == "__main__":

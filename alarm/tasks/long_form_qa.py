@@ -143,6 +143,7 @@ class _RewardModel:
 
     def __init__(self, name: str, model_class, reward_model_dir: str | Path, device, dtype, batch_size: int, **kwargs):
         from ..checkpoints import load_config, load_model, load_tokenizer, position_limit
+        from ..longformer import accelerate_longformer
 
         role, folder = f"the {name} reward model", Path(reward_model_dir) / MODEL_FOLDERS[name]
         config = load_config(folder, role)
@@ -150,10 +151,8 @@ class _RewardModel:
         # a folder of weights alone goes with the tokenizer of the model that it was trained from
         source = folder if has_tokenizer or config.model_type != "longformer" else "allenai/longformer-base-4096"
         self.tokenizer = load_tokenizer(source, role, **kwargs)
-        self.model = load_model(model_class, folder, role, device, dtype)
+        self.model = accelerate_longformer(load_model(model_class, folder, role, device, dtype))
         self.max_length = position_limit(config, self.tokenizer)
-        window = getattr(config, "attention_window", 1)
-        self.multiple_of = window if isinstance(window, int) else max(window)
         self.batch_size = batch_size
         self.truncated = 0
 
@@ -172,9 +171,7 @@ class _RewardModel:
 
         from ..checkpoints import padded_batches
 
-        batches = padded_batches(
-            rows, self.tokenizer.pad_token_id, self.batch_size, self.model.device, self.multiple_of
-        )
+        batches = padded_batches(rows, self.tokenizer.pad_token_id, self.batch_size, self.model.device)
         found: list = [None] * len(rows)
         with torch.inference_mode():
             for indices, ids, mask in batches:

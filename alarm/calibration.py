@@ -1,0 +1,288 @@
+"""What rewards look like on sampled responses: described, stored, and read back in place of constants.
+
+Written by `python -m alarm.calibrate`, read by `train_ppo.py --calibration`. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from .diagnostics import Scale
+from .errors import UserError
+
+KIND, VERSION = "alarm calibration", 1
+THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.6, 1.0)  # of the z-normalised score
+BOOTSTRAP_SAMPLES = 1000
+
+# flag -> the reward and the statistic that it is
+CONSTANTS = {
+    "qa": {
+        "ultra_mean": ("holistic", "mean"),
+        "ultra_std": ("holistic", "std"),
+        "length_mean": ("length", "mean"),
+        "completeness_reward_mean": ("completeness", "mean"),
+        "completeness_reward_std": ("completeness", "std"),
+    },
+    "mt": {
+        "ultra_mean": ("holistic", "mean"),
+        "ultra_std": ("holistic", "std"),
+        "length_mean": ("length", "mean"),
+        "readability_mean": ("readability", "mean"),
+        "readability_std": ("readability", "std"),
+    },
+}
+# rewards that training divides by their standard deviation
+NORMALISED = {reward for flags in CONSTANTS.values() for reward, statistic in flags.values() if statistic == "std"}
+# what training watches for drift: column of its samples -> reward
+WATCHED = {"holistic_reward": "holistic", "response_length": "length"}
+
+# --- scores -> numbers -----------------------------------------------------------------------------------------------
+
+
+def describe(scores: Sequence[float], thresholds: Sequence[float] = THRESHOLDS) -> dict:
+    """The statistics of N raw scores of any reward, as JSON.
+
+    n; mean; std (population, ddof 0); standard_error of mean, std and median (bootstrap); percentiles, "0" (the least)
+    to "100" (the greatest), linearly interpolated between scores; share_above, for each threshold z the share of scores
+    with (score - mean) / std >= z, which is the gate's own comparison.
+    Scores that differ by no more than float32's rounding have std 0 and an empty share_above.
+    Raises UserError for no scores and for scores that are not finite.
+    """
+    import numpy as np
+
+    x = np.asarray(scores, dtype=np.float64)
+    if len(x) == 0:
+        raise UserError("there are no scores to describe")
+    if bad := int((~np.isfinite(x)).sum()):
+        raise UserError(f"{bad} of {len(x)} scores are not finite numbers; look at the reward model")
+    mean, std = float(x.mean()), float(x.std())
+    if x.max() - x.min() <= 1e-6 * np.abs(x).max():
+        std = 0.0
+    z = (x - mean) / std if std else None
+    return {
+        "n": len(x),
+        "mean": mean,
+        "std": std,
+        "ddof": 0,
+        "standard_error": _bootstrap(x),
+        "percentiles": {str(k): float(value) for k, value in enumerate(np.percentile(x, range(101)))},
+        "share_above": {} if z is None else {f"{t:g}": float((z >= t).mean()) for t in thresholds},
+    }
+
+
+def _bootstrap(x) -> dict[str, float]:
+    """Standard errors by resampling x (N,) with replacement, the same random numbers every time."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    found = []
+    rows = max(1, 2_000_000 // len(x))  # samples at a time: 16 MB
+    for start in range(0, BOOTSTRAP_SAMPLES, rows):
+        drawn = x[rng.integers(len(x), size=(min(rows, BOOTSTRAP_SAMPLES - start), len(x)))]
+        found.append([drawn.mean(axis=1), drawn.std(axis=1), np.median(drawn, axis=1)])
+    errors = np.concatenate(found, axis=1).std(axis=1, ddof=1)
+    return dict(zip(("mean", "std", "median"), errors.tolist(), strict=True))
+
+
+def quantile(percentiles: dict[str, float], q: float) -> float:
+    """The q-quantile, 0 <= q <= 1: linear between the two percentiles around it."""
+    below = min(int(100 * q), 99)
+    low, high = percentiles[str(below)], percentiles[str(below + 1)]
+    return low + (100 * q - below) * (high - low)
+
+
+# --- which model, which data -----------------------------------------------------------------------------------------
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+_BESIDE = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model", "spiece.model")
+_BESIDE += ("vocab.json", "merges.txt", "vocab.txt")
+
+
+def hash_file(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_identity(name: str | Path) -> dict:
+    """Which model a folder or hub name stands for: sha256 of its weights, configuration and tokenizer, by file name.
+
+    A hub name adds the commit in the local cache; `files` is empty for one that is not there. An adapter adds `base`.
+    """
+    identity: dict = {"name": str(name), "commit": None, "files": {}}
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _cached_snapshot(str(name))
+        if folder is None:
+            return identity
+        identity["commit"] = folder.name
+    paths = {path.name: path for pattern in (*_WEIGHTS, *_BESIDE) for path in folder.glob(pattern)}
+    identity["files"] = {file: hash_file(paths[file]) for file in sorted(paths)}
+    if "adapter_config.json" in paths:
+        config = json.loads(paths["adapter_config.json"].read_text(encoding="utf-8"))
+        if base := config.get("base_model_name_or_path"):
+            identity["base"] = model_identity(base)
+    return identity
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """The folder snapshots/COMMIT of a hub name in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            found = try_to_load_from_cache(name, file)
+        except ValueError:  # the path of a folder that is gone, such as an adapter's base model
+            return None
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def difference(one: dict, other: dict) -> str | None:
+    """What tells two identities apart, in words; None where nothing does, or where nothing is known.
+
+    Files of the same name are compared, and the commit where neither side has files to compare.
+    """
+    for file in sorted(one["files"].keys() & other["files"].keys()):
+        if one["files"][file] != other["files"][file]:
+            return f"{file} is another one"
+    if one["files"] and other["files"]:
+        weights = [
+            {file for file in side["files"] if any(fnmatch(file, kind) for kind in _WEIGHTS)} for side in (one, other)
+        ]
+        if not weights[0] & weights[1]:
+            return f"the weights are in {', '.join(sorted(weights[1])) or 'no file'}"
+        return difference(one["base"], other["base"]) if "base" in one and "base" in other else None
+    # a hub name that is not in the cache yet
+    return None if one["name"] == other["name"] else f"that was {one['name']}"
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration file that was read and checked."""
+
+    path: str
+    task: str  # qa or mt
+    rewards: dict[str, dict]  # name -> describe()
+    models: dict[str, dict]  # policy and reward models -> model_identity()
+    settings: dict  # how the responses were sampled
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Flag of train_ppo.py -> the number that takes its place."""
+        wanted = CONSTANTS[self.task].items()
+        return {flag: self.rewards[name][statistic] for flag, (name, statistic) in wanted if name in self.rewards}
+
+    def threshold(self, q: float) -> float:
+        """The q-quantile of the z-normalised holistic reward. UserError where the file has none."""
+        if "holistic" not in self.rewards:
+            raise UserError(f"{self.path} has no holistic reward; --threshold_quantile needs one: calibrate again")
+        holistic = self.rewards["holistic"]
+        return (quantile(holistic["percentiles"], q) - holistic["mean"]) / holistic["std"]
+
+    def scales(self) -> dict[str, Scale]:
+        """What training watches for drift. The holistic reward is normalised by the constants of this very file."""
+        found = {}
+        for column, name in WATCHED.items():
+            if name in self.rewards and self.rewards[name]["std"] > 0:
+                described = self.rewards[name]
+                noise = described["standard_error"]["std"] / described["std"] * math.sqrt(described["n"])
+                mean, std = (0.0, 1.0) if name == "holistic" else (described["mean"], described["std"])
+                found[column] = Scale(mean, std, noise)
+        return found
+
+
+def read_calibration(path: str | Path, task: str) -> Calibration:
+    """Read a file of alarm.calibrate. UserError where it is none, is of another task, or holds unusable numbers."""
+    mend = "write one with `python -m alarm.calibrate`"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--calibration {path} does not exist; {mend}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--calibration {path} cannot be read as JSON ({error}); {mend}") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UserError(f"--calibration {path} is not a calibration; {mend}")
+    if content.get("version") != VERSION:
+        raise UserError(f"--calibration {path} has version {content.get('version')}, not {VERSION}; {mend} again")
+    if content.get("task") != task:
+        raise UserError(f"--calibration {path} is one of task {content.get('task')}, not of {task}; {mend} for {task}")
+    try:
+        found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"])
+        for name, described in found.rewards.items():
+            numbers = [described[part] for part in ("n", "mean", "std")] + [described["standard_error"]["std"]]
+            numbers += [described["percentiles"][str(k)] for k in range(101)]
+            positive = described["std"] > 0 or (name not in NORMALISED and described["std"] == 0)
+            if not positive or not all(map(math.isfinite, numbers)):
+                raise UserError(f"--calibration {path}: the numbers of {name} cannot be used; {mend} again")
+        if found.constants.get("length_mean", 1) <= 0:
+            raise UserError(f"--calibration {path}: the numbers of length cannot be used; {mend} again")
+        for identity in found.models.values():
+            difference(identity, identity)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--calibration {path} lacks a part or holds another type there ({error}); {mend} again"
+        ) from None
+    return found
+
+
+def use_calibration(args, task: str, policy: str, limits: tuple[int, int]) -> dict[str, Scale]:
+    """Check that --calibration is one of the models of this run, and say what it replaces. -> what to watch for drift.
+
+    policy: its folder or hub name. limits: tokens of a prompt and of a response. Without --calibration nothing is
+    watched. Another policy or other limits are said. Raises UserError where a reward model whose scores are normalised
+    is another one than the calibrated one.
+    """
+    if args.calibration is None:
+        return {}
+    calibration = read_calibration(args.calibration, task)
+    models = {"policy": policy, "holistic": args.holistic_model}
+    if task == "qa":
+        from .tasks.long_form_qa import MODEL_FOLDERS
+
+        models["completeness"] = Path(args.reward_model_dir) / MODEL_FOLDERS["completeness"]
+    lines = []
+    for role, name in models.items():
+        if role != "policy" and role not in calibration.rewards:
+            continue
+        now = model_identity(name)
+        if role not in calibration.models:
+            raise UserError(
+                f"--calibration {args.calibration} does not say which {role} model it is of; calibrate again"
+            )
+        if differs := difference(calibration.models[role], now):
+            if role != "policy":
+                raise UserError(
+                    f"--calibration {args.calibration} is of another {role} reward model than {name} ({differs}); "
+                    "calibrate this one, or give that one"
+                )
+            lines.append(f"note: it is of another policy, {calibration.models[role]['name']} ({differs})")
+        elif not now["files"] or not calibration.models[role]["files"]:
+            lines.append(f"note: whether the {role} model is the calibrated one is known by its name {name} alone")
+    calibrated = (calibration.settings.get("max_input_len"), calibration.settings.get("max_generated_len"))
+    if calibrated != limits:
+        lines.append(f"note: it is of at most {calibrated} tokens of prompt and response, this run of {limits}")
+    taken = [f"{name} {value:.6g}" for name, value in calibration.constants.items()]
+    lines.insert(0, f"calibration {args.calibration}: {', '.join(taken) or 'nothing that replaces a constant'}")
+    if kept := [f"{name} {getattr(args, name):.6g}" for name in CONSTANTS[task] if name not in calibration.constants]:
+        lines.append(f"not in the calibration, so as before: {', '.join(kept)}")
+    if args.threshold_quantile is not None:
+        gate, share = args.hierarchical_threshold, 1 - args.threshold_quantile
+        lines.append(f"gate at {gate:.4f}, which about {share:.0%} of the calibrated holistic rewards reach")
+    scales = calibration.scales()
+    if not args.test and (unwatched := [column for column in WATCHED if column not in scales]):
+        lines.append(f"not watched for drift, as the calibration lacks it or has it constant: {', '.join(unwatched)}")
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(lines), flush=True)
+    return scales
