@@ -352,6 +352,10 @@ def describe_comparison(results: dict, setup: Setup) -> list[str]:
             interval = results[best].get(f"{AVERAGE}-Interval", {}).get(criterion)
             span = f" (95% interval {_range(interval).strip()})" if interval else ""
             lines.append(f"Highest average win rate by {criterion}: {best}, {known[best]:.1f}%{span}.")
+    judged = [rates[JUDGE] for rates in _pairs(results).values() if JUDGE in rates]
+    if failures := sum(rates["failures"] for rates in judged):
+        total = failures + sum(rates[outcome] for rates in judged for outcome in ("wins", "ties", "losses"))
+        lines.append(f"The judge gave no verdict on {failures} of {total} comparisons, which its rates leave out.")
     return lines
 
 

@@ -294,6 +294,7 @@ def test_judge(gens, monkeypatch):
         again = run_script(*arguments, "--max_calls", "1")
         assert again.returncode == 0, again.stderr
         assert len(server.log) == len(sent)
+        assert "gave no verdict" not in again.stdout
         assert json.loads((gens.parent / "gens_results" / "eval-results.json").read_text()) == results
 
     written = [path for path in gens.parent.rglob("*") if path.is_file()]
@@ -301,6 +302,18 @@ def test_judge(gens, monkeypatch):
     assert not any(b"sk-a-secret" in path.read_bytes() for path in written)
     assert "sk-a-secret" not in done.stdout + done.stderr
     assert sorted(path.name for path in (gens.parent / "gens_results").iterdir()) == [*OUTPUTS, "judge-cache.jsonl"]
+
+
+def test_judge_that_cannot_decide(gens, monkeypatch):
+    with_quality(gens)
+    edit(gens, lambda rows: [row | {"generation": f"vague {row['generation']}"} for row in rows])
+    with stub.JudgeStub() as server:
+        done = run_script("--generations_dir", gens, "--task_type", "qa", "--use_gpt", "--base_url", server.url)
+    assert done.returncode == 0, done.stderr
+    assert "The judge gave no verdict on 80 of 120 comparisons" in " ".join(done.stdout.split())
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    assert results["beta"]["Avg."]["judge"] is None
+    assert results["gamma"]["Avg."]["judge"] == 100
 
 
 def test_judge_errors_come_before_any_call(gens, monkeypatch):
