@@ -1,7 +1,7 @@
-"""Compare runs by the metrics of their generations: win rates, and how often a metric contradicts the holistic reward.
+"""Compare runs by their generations: win rates with intervals, and how often a metric contradicts the holistic reward.
 
-Reading, matching and the maths; no model, no judge. Everything pairwise is built on one verdict per prompt
-(1: a wins, 0: tie, -1: b wins), whoever gave it.
+Reading, matching and the maths. Everything pairwise is built on one verdict per prompt (1: a wins, 0: tie, -1: b wins,
+NaN: unknown), whoever gave it: a metric, or a judge (alarm.judge).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,14 +18,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .bootstrap import (
+    DRAWS,
+    Resamples,
+    interval,
+    length_controlled,
+    resample,
+    resampled_shares,
+    share,
+    unanimous_interval,
+)
 from .errors import UserError
 from .files import read_rows
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from .judge import Judgement
 
-HOLISTIC = "holistic_reward"
+HOLISTIC, LENGTH, JUDGE = "holistic_reward", "response_length", "judge"
 # the keys that `train_ppo.py --test` writes, in the order of the published results
 METRICS = {
     "qa": (HOLISTIC, "factuality_rate", "verbosity_rate", "completeness_reward", "response_length"),
@@ -33,6 +43,7 @@ METRICS = {
 LOWER_WINS = frozenset({"grammar_errors", "error_rate"})
 STATISTICS = {"Mean": np.mean, "Min": np.min, "Max": np.max}
 SELF, AVERAGE = "*", "Avg."
+SEED_FOLDER = re.compile(r"seed[-_]?\d+")
 
 
 @dataclass(frozen=True)
@@ -41,22 +52,24 @@ class Generations:
 
     name: str  # file name without its last .json
     queries: list[str]  # N, all different
+    generations: list[str]  # N answers; "" where a row has none
     metrics: dict[str, np.ndarray]  # name -> (N,) float64, finite
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_generations(path: Path, task_type: str, drop_duplicates: bool = False) -> Generations:
-    """Read one generations file: a JSON list of objects with `query` and every metric of `task_type`.
+def read_generations(path: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False) -> Generations:
+    """Read one generations file: a JSON list of objects with `query`, `generation` and every metric of `task_type`.
 
-    drop_duplicates keeps the first row of a repeated query. Raises UserError for a file that is not such a list, a
-    missing metric, a value that is not a finite number, and a repeated query.
+    drop_duplicates keeps the first row of a repeated query; need_text: rows without `generation` are an error. Raises
+    UserError for a file that is not such a list, a missing metric, a value that is not a finite number, and a repeated
+    query.
     """
     name = path.name.removesuffix(".json")
-    reserved = {AVERAGE} | {f"{metric}-{statistic}" for metric in METRICS[task_type] for statistic in STATISTICS}
-    if not path.name.isprintable() or name in reserved:
-        raise UserError(f"{str(path)!a}: the results need a printable name other than '{AVERAGE}'; rename it")
+    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in METRICS[task_type]
+    if not path.name.isprintable() or clashes:
+        raise UserError(f"{str(path)!a}: the results need a printable name that is no key of theirs; rename it")
     # read_rows also takes JSON lines, so that a lone object would pass as a row
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -70,6 +83,8 @@ def read_generations(path: Path, task_type: str, drop_duplicates: bool = False) 
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("query"), str):
             raise UserError(f"{path}, row {number} has no 'query' text, by which runs are matched; add it")
+        if need_text and not isinstance(row.get("generation"), str):
+            raise UserError(f"{path}, row {number} has no 'generation' text for the judge to read; add it")
     if drop_duplicates:
         rows = list({row["query"]: row for row in reversed(rows)}.values())  # the first of each query is kept
     rows = sorted(rows, key=lambda row: row["query"])
@@ -81,7 +96,8 @@ def read_generations(path: Path, task_type: str, drop_duplicates: bool = False) 
             "times); remove them or give --drop_duplicates to keep the first of each"
         )
     metrics = {metric: _metric_values(rows, metric, path, task_type) for metric in METRICS[task_type]}
-    return Generations(name, queries, metrics)
+    answers = [row["generation"] if isinstance(row.get("generation"), str) else "" for row in rows]
+    return Generations(name, queries, answers, metrics)
 
 
 def _metric_values(rows: list[dict], metric: str, path: Path, task_type: str) -> np.ndarray:
@@ -112,33 +128,71 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 50 else text[:46] + '..."'
 
 
-def read_folder(folder: Path, task_type: str, drop_duplicates: bool = False) -> list[Generations]:
+def read_folder(
+    folder: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False
+) -> list[Generations]:
     """Read every `*.json` of `folder`, sorted by name, all on the same prompts.
 
     Raises UserError for a missing or empty folder, a bad file (`read_generations`), and runs whose queries differ.
     """
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; give the folder that holds the generation files")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the folder that holds the generation files")
-    paths = sorted(path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith("."))
+    paths = _run_files(folder)
     if not paths:
         inner = sorted(path.parent for path in folder.glob("*/*.json"))
         hint = f"give one of its sub-folders, such as {inner[0]}" if inner else "write some with train_ppo.py --test"
         raise UserError(f"{folder} holds no *.json files; {hint}")
-    runs = [read_generations(path, task_type, drop_duplicates) for path in paths]
-
-    first = runs[0]
+    runs = [read_generations(path, task_type, drop_duplicates, need_text) for path in paths]
     for run in runs[1:]:
-        if run.queries != first.queries:
-            only_first = len(set(first.queries) - set(run.queries))
-            only_run = len(set(run.queries) - set(first.queries))
-            raise UserError(
-                f"{folder}: {first.name} and {run.name} answer different prompts: {only_first + only_run} queries "
-                f"differ ({only_first} only in {first.name}, {only_run} only in {run.name}); "
-                "generate both on the same test data"
-            )
+        require_same_queries(folder, runs[0].name, runs[0], run.name, run)
     return runs
+
+
+def read_seeds(
+    folder: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False
+) -> dict[str, list[Generations]]:
+    """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
+
+    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError where both are there,
+    and where seeds do not hold the same runs on the same prompts.
+    """
+    paths = _run_files(folder)
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and SEED_FOLDER.fullmatch(path.name))
+    if paths and inner:
+        raise UserError(
+            f"{folder} holds both runs ({paths[0].name}) and seed folders ({inner[0].name}); move one of the two away"
+        )
+    if not inner:
+        return {"": read_folder(folder, task_type, drop_duplicates, need_text)}
+    seeds = {path.name: read_folder(path, task_type, drop_duplicates, need_text) for path in inner}
+    (first, runs), *others = seeds.items()
+    for seed, found in others:
+        missing = {run.name for run in runs} ^ {run.name for run in found}
+        if missing:
+            raise UserError(
+                f"{folder}: {first} and {seed} must hold the same runs, but only one of them has "
+                f"{', '.join(sorted(missing))}; add what is missing, or move it away"
+            )
+        require_same_queries(folder, first, runs[0], seed, found[0])
+    return seeds
+
+
+def _run_files(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist; give the folder that holds the generation files")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the folder that holds the generation files")
+    return sorted(path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith("."))
+
+
+def require_same_queries(where: Path | str, first_name: str, first: Generations, name: str, run: Generations) -> None:
+    """Raise UserError, saying how many queries differ, where two runs do not answer the same prompts."""
+    if run.queries != first.queries:
+        only_first = len(set(first.queries) - set(run.queries))
+        only_run = len(set(run.queries) - set(first.queries))
+        raise UserError(
+            f"{where}: {first_name} and {name} answer different prompts: {only_first + only_run} queries "
+            f"differ ({only_first} only in {first_name}, {only_run} only in {name}); "
+            "generate both on the same test data"
+        )
 
 
 def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) -> list[Generations]:
@@ -156,6 +210,7 @@ def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) ->
         Generations(
             run.name,
             [run.queries[row] for row in rows],
+            [run.generations[row] for row in rows],
             {metric: values[rows] for metric, values in run.metrics.items()},
         )
         for run in runs
@@ -164,27 +219,44 @@ def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) ->
 
 # --- the maths ---------------------------------------------------------------------------------------------------
 
+Terms = tuple[np.ndarray, np.ndarray]  # numerator and denominator of a share, one number a prompt
+
 
 def metric_verdicts(a: np.ndarray, b: np.ndarray, lower_wins: bool = False) -> np.ndarray:
-    """Who wins each prompt by a metric. a, b: (N,) values. Returns (N,) of 1 (a wins), 0 (tie), -1 (b wins)."""
-    return np.sign(b - a if lower_wins else a - b).astype(np.int8)
+    """Who wins each prompt by a metric. a, b: (..., N) values. Returns as many of 1 (a wins), 0 (tie), -1 (b wins)."""
+    return np.sign(b - a if lower_wins else a - b)
+
+
+def win_terms(verdicts: np.ndarray) -> Terms:
+    """Wins over wins and losses; ties and unknown verdicts left out."""
+    return verdicts > 0, np.abs(verdicts) > 0
+
+
+def ties_half_terms(verdicts: np.ndarray) -> Terms:
+    """(W + T/2) over all known verdicts."""
+    known = np.isfinite(verdicts)
+    return np.where(known, (verdicts + 1) / 2, 0.0), known
+
+
+def inconsistency_terms(verdicts: np.ndarray, holistic: np.ndarray) -> Terms:
+    """Verdicts that name the other one, over the prompts with a holistic winner.
+
+    A tie of the metric contradicts nothing but stays in the denominator (the published definition).
+    """
+    return verdicts * holistic < 0, (holistic != 0) & np.isfinite(verdicts)
 
 
 def win_rate(verdicts: np.ndarray) -> float | None:
-    """100 * wins / (wins + losses) in percent, ties left out; None where every prompt is a tie. verdicts: (N,)."""
-    wins, losses = int(np.sum(verdicts > 0)), int(np.sum(verdicts < 0))
-    return 100 * wins / (wins + losses) if wins + losses else None
+    """100 * wins / (wins + losses) in percent, ties left out; None where no prompt decides. verdicts: (N,)."""
+    return share(*win_terms(verdicts))
 
 
 def inconsistency(verdicts: np.ndarray, holistic: np.ndarray) -> float | None:
-    """Share (percent) of the prompts with a holistic winner on which the metric names the other one.
+    """Share (percent) of the prompts with a holistic winner on which the metric names the other one; (N,) each.
 
-    verdicts, holistic: (N,). A tie of the metric contradicts nothing but stays in the denominator. None where the
-    holistic reward ties on every prompt.
+    None where the holistic reward ties on every prompt.
     """
-    decided = int(np.sum(holistic != 0))
-    contradicted = int(np.sum(verdicts * holistic < 0))
-    return 100 * contradicted / decided if decided else None
+    return share(*inconsistency_terms(verdicts, holistic))
 
 
 def average(values: list[float | None]) -> float | None:
@@ -193,39 +265,181 @@ def average(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def compare(runs: list[Generations]) -> dict[str, dict]:
-    """Compare every ordered pair of runs on every metric.
+def deviation(values: list[float | None]) -> float | None:
+    """Sample standard deviation (over n - 1) of the values that exist; None below two."""
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
 
-    Returns, under each run's name: `<metric>-Mean/-Min/-Max`, `{metric: {win_rate, holistic_reward_inconsistent}}`
-    for every other run, "*" for itself, and "Avg.", the mean win rate against the others. Rates are percentages, or
-    None where no prompt decides.
+
+# --- all pairs ---------------------------------------------------------------------------------------------------
+
+Judgements = dict[tuple[str, str], "list[Judgement]"]  # (run a, run b), in file order -> one judgement a prompt
+
+
+def compare(*seeds: list[Generations], judgements: list[Judgements] | None = None, draws: int = DRAWS) -> dict:
+    """Compare every ordered pair of runs on every metric, and by the judge where there are `judgements`, one a seed.
+
+    seeds: the runs of each seed, the same names on the same prompts.
+
+    Returns, under each run's name: `<metric>-Mean/-Min/-Max`; {criterion: rates} for every other run; "*" for itself;
+    "Avg.", the mean win rate against the others, and "Avg.-Interval". The rates of a pair:
+
+        win_rate, win_rate_interval                        W / (W + L)
+        win_rate_ties_half, win_rate_ties_half_interval    (W + T/2) / N
+        holistic_reward_inconsistent, wins, ties, losses, length_controlled
+        failures, identical, flip_rate, first_position_rate    of the judge
+
+    Rates are percentages, None where nothing decides; intervals hold 95% of `draws` resamples of the prompts (and
+    seeds), which all rates share. With several seeds rates are means over seeds, counts are sums, and
+    `<metric>-Std`, `win_rate_std` and "Avg.-Std" are the sample deviations of `win_rate_seeds` and "Avg.-Seeds".
     """
-    results = {}
-    for run in runs:
-        result: dict = {}
-        for metric, values in run.metrics.items():
-            for name, statistic in STATISTICS.items():
-                result[f"{metric}-{name}"] = float(statistic(values))
-        for other in runs:
-            result[other.name] = SELF if other is run else _compare_pair(run, other)
-        others = [other.name for other in runs if other is not run]
-        result[AVERAGE] = {
-            metric: average([result[other][metric]["win_rate"] for other in others]) for metric in run.metrics
+    runs = seeds[0]
+    resamples = resample(len(runs[0].queries), len(seeds), draws)
+    pairs: dict[tuple[str, str], dict[str, dict]] = {}
+    drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for i, j in combinations(range(len(runs)), 2):
+        names = (runs[i].name, runs[j].name)
+        verdicts = {
+            metric: np.stack(
+                [metric_verdicts(s[i].metrics[metric], s[j].metrics[metric], metric in LOWER_WINS) for s in seeds]
+            )
+            for metric in runs[0].metrics
         }
+        judged = [one_seed[names] for one_seed in judgements or []]
+        if judged:
+            verdicts[JUDGE] = np.array([[_known(one.verdict) for one in row] for row in judged])
+        lengths = [s[i].metrics[LENGTH] - s[j].metrics[LENGTH] for s in seeds if LENGTH in s[i].metrics]
+        pairs[names], drawn[names] = _compare_pair(verdicts, np.stack(lengths) if lengths else None, resamples)
+        if judged:
+            pairs[names][JUDGE] |= judge_rates([one for row in judged for one in row])
+        pairs[names[::-1]] = {criterion: _seen_from_b(rates) for criterion, rates in pairs[names].items()}
+        drawn[names[::-1]] = {criterion: 100 - values for criterion, values in drawn[names].items()}
+
+    results = {}
+    for index, run in enumerate(runs):
+        result: dict = {}
+        for metric in run.metrics:
+            values = [s[index].metrics[metric] for s in seeds]  # S x (N,)
+            result |= {f"{metric}-{name}": float(function(values)) for name, function in STATISTICS.items()}
+            if len(seeds) > 1:
+                result[f"{metric}-Std"] = deviation([float(np.mean(of_seed)) for of_seed in values])
+        others = [other.name for other in runs if other is not run]
+        result |= {other.name: SELF if other is run else pairs[run.name, other.name] for other in runs}
+        criteria = [*run.metrics, *([JUDGE] if judgements and others else [])]
+        for criterion in criteria:
+            rates = [pairs[run.name, other][criterion] for other in others]
+            shares = [drawn[run.name, other][criterion] for other in others]
+            for key, value in _average_rates(rates, shares, len(seeds)).items():
+                result.setdefault(key, {})[criterion] = value
         results[run.name] = result
     return results
 
 
-def _compare_pair(a: Generations, b: Generations) -> dict[str, dict[str, float | None]]:
-    verdicts = {
-        metric: metric_verdicts(values, b.metrics[metric], metric in LOWER_WINS) for metric, values in a.metrics.items()
-    }
-    return {
-        metric: {
-            "win_rate": win_rate(verdict),
-            "holistic_reward_inconsistent": inconsistency(verdict, verdicts[HOLISTIC]),
+def _known(verdict: int | None) -> float:
+    return math.nan if verdict is None else float(verdict)
+
+
+def _compare_pair(
+    verdicts: dict[str, np.ndarray], lengths: np.ndarray | None, resamples: Resamples
+) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """{criterion: (S, N) verdicts}, (S, N) length differences -> rates a criterion, and (D,) drawn win rates."""
+    stacked = np.stack(list(verdicts.values()), axis=1)  # (S, C, N)
+    drawn = resampled_shares(*win_terms(stacked), resamples)  # (D, C)
+    drawn_half = resampled_shares(*ties_half_terms(stacked), resamples)
+    rates = {}
+    for c, (criterion, values) in enumerate(verdicts.items()):
+        of_seeds = [win_rate(of_seed) for of_seed in values]
+        wins, losses = int(np.sum(values > 0)), int(np.sum(values < 0))
+        decided = int(np.max(np.sum(np.abs(values) > 0, axis=1)))  # prompts, which seeds share
+        one_sided = bool(decided) and not (wins and losses)
+        rates[criterion] = {
+            "win_rate": average(of_seeds),
+            "win_rate_interval": unanimous_interval(decided, wins > 0) if one_sided else interval(drawn[:, c]),
+            "holistic_reward_inconsistent": average(
+                [inconsistency(v, h) for v, h in zip(values, verdicts[HOLISTIC], strict=True)]
+            ),
+            "wins": wins,
+            "ties": int(np.sum(values == 0)),
+            "losses": losses,
+            "win_rate_ties_half": average([share(*ties_half_terms(of_seed)) for of_seed in values]),
+            "win_rate_ties_half_interval": _half_interval(values, drawn_half[:, c]),
+            "length_controlled": _length_controlled(criterion, values, lengths, resamples),
         }
-        for metric, verdict in verdicts.items()
+        if len(values) > 1:
+            rates[criterion] |= {"win_rate_seeds": of_seeds, "win_rate_std": deviation(of_seeds)}
+    return rates, {criterion: drawn[:, c] for c, criterion in enumerate(verdicts)}
+
+
+def _half_interval(values: np.ndarray, drawn: np.ndarray) -> list[float] | None:
+    known = values[np.isfinite(values)]
+    if not len(known) or (known == 0).all():
+        return None  # nothing but ties: no draw could differ
+    if (known == known[0]).all():
+        return unanimous_interval(int(np.max(np.sum(np.isfinite(values), axis=1))), known[0] > 0)
+    return interval(drawn)
+
+
+def _length_controlled(criterion: str, values: np.ndarray, lengths: np.ndarray | None, resamples: Resamples) -> dict:
+    if lengths is None or criterion == LENGTH:
+        return {"refused": "no lengths" if lengths is None else "it is the length"}
+    return length_controlled(values, lengths, resamples)
+
+
+def _seen_from_b(rates: dict) -> dict:
+    """A pair's rates with the two runs exchanged."""
+
+    def mirror(key: str, value):
+        if value is None or not key.startswith("win_rate") or key == "win_rate_std":
+            return value
+        if key.endswith("interval"):
+            return [100 - value[1], 100 - value[0]]
+        if isinstance(value, list):
+            return [None if one is None else 100 - one for one in value]
+        return 100 - value
+
+    mirrored = {key: mirror(key, value) for key, value in rates.items()}
+    mirrored |= {"wins": rates["losses"], "losses": rates["wins"]}
+    estimate = rates["length_controlled"]
+    if "win_rate" in estimate:
+        low, high = estimate["interval"]
+        mirrored["length_controlled"] = {"win_rate": 100 - estimate["win_rate"], "interval": [100 - high, 100 - low]}
+    return mirrored
+
+
+def _average_rates(rates: list[dict], drawn: list[np.ndarray], seeds: int) -> dict:
+    """The "Avg." entries of one criterion, from the pairs against the other runs and their (D,) drawn win rates."""
+    bounds = [pair["win_rate_interval"] for pair in rates if pair["win_rate_interval"] is not None]
+    spread = None
+    if bounds:
+        stacked = np.stack(drawn)
+        known = np.isfinite(stacked)
+        spread = interval(
+            np.where(known, stacked, 0).sum(axis=0)[known.any(axis=0)] / known.sum(axis=0)[known.any(axis=0)]
+        )
+        if spread[0] == spread[1]:  # every pair is one-sided: see unanimous_interval
+            spread = [float(bound) for bound in np.mean(bounds, axis=0)]
+    entries = {AVERAGE: average([pair["win_rate"] for pair in rates]), f"{AVERAGE}-Interval": spread}
+    if seeds > 1:
+        of_seeds = [average([pair["win_rate_seeds"][seed] for pair in rates]) for seed in range(seeds)]
+        entries |= {f"{AVERAGE}-Seeds": of_seeds, f"{AVERAGE}-Std": deviation(of_seeds)}
+    return entries
+
+
+def judge_rates(judgements: list[Judgement]) -> dict:
+    """How far a judge can be trusted. Identical answers were not sent to it and count in `identical` alone.
+
+    flip_rate: percent of the prompts judged in both orders on which the order changed the verdict (they are ties).
+    first_position_rate: percent of its answers that prefer the answer shown first; 50 is no bias.
+    """
+    asked = [one for one in judgements if not one.identical]
+    both = [one for one in asked if one.verdict is not None]
+    first = [one.a_first == 1 for one in asked if one.a_first is not None]
+    first += [one.b_first == -1 for one in asked if one.b_first is not None]
+    return {
+        "failures": len(asked) - len(both),
+        "identical": len(judgements) - len(asked),
+        "flip_rate": share(np.array([one.flipped for one in both]), np.ones(len(both))),
+        "first_position_rate": share(np.array(first), np.ones(len(first))),
     }
 
 
@@ -240,123 +454,3 @@ def is_results_file(path: Path) -> bool:
         and bool(results)
         and all(isinstance(result, dict) and f"{HOLISTIC}-Mean" in result for result in results.values())
     )
-
-
-# --- the screen --------------------------------------------------------------------------------------------------
-
-NAME_WIDTH = 28  # columns; longer run names fold
-
-
-def print_results(results: dict[str, dict], console: Console) -> None:
-    """Print what `compare` returns as tables: metrics, win rates, inconsistency, average win rates."""
-    metrics = [key.removesuffix("-Mean") for key in next(iter(results.values())) if key.endswith("-Mean")]
-
-    def show(title: str, note: str, table: Table) -> None:
-        console.print(title, style="bold")
-        console.print(note)
-        console.print(table)
-
-    show("Metrics", "mean, and min .. max below it", _metric_table(results, metrics))
-    if len(results) < 2:
-        console.print("One run only: nothing to compare it with.")
-        return
-    rates = _win_rate_table(results, metrics, console.width)
-    if rates is None:
-        console.print(f"Win rates of single pairs: too wide for {console.width} columns; the results file has them.\n")
-    else:
-        show(
-            "Win rates",
-            "% of prompts that the row wins against the column, ties left out; '-': every prompt is a tie.\n"
-            "response_length: the longer one wins, which says nothing about quality.",
-            rates,
-        )
-    show(
-        "Inconsistency with holistic_reward",
-        "% of prompts with a holistic winner on which the metric names the other one",
-        _inconsistency_table(results, metrics),
-    )
-    show("Average win rate", "against the others, % as above", _average_table(results, metrics))
-
-
-def _table(first: str, max_width: int = NAME_WIDTH) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold", max_width=max_width)
-    return table
-
-
-def _add_metric_columns(table: Table, metrics: list[str]) -> None:
-    for metric in metrics:
-        table.add_column(_heading(metric) + _rule(metric, "\n"), justify="right", overflow="fold")
-
-
-def _heading(metric: str) -> str:
-    return metric.replace("_", "\n")
-
-
-def _rule(metric: str, before: str) -> str:
-    return f"{before}(lower wins)" if metric in LOWER_WINS else ""
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _metric_table(results: dict[str, dict], metrics: list[str]) -> Table:
-    table = _table("run")
-    _add_metric_columns(table, metrics)
-    for name, result in results.items():
-        means = [f"{result[f'{metric}-Mean']:.3f}" for metric in metrics]
-        ranges = [f"{result[f'{metric}-Min']:.3g} .. {result[f'{metric}-Max']:.3g}" for metric in metrics]
-        table.add_row(name, *(f"{mean}\n{span}" for mean, span in zip(means, ranges, strict=True)))
-    return table
-
-
-def _win_rate_table(results: dict[str, dict], metrics: list[str], width: int) -> Table | None:
-    """One run x run block per metric; columns go by number where names are too long, None where even so too wide."""
-    from rich.cells import cell_len
-
-    def fits(rows: list[str], columns: list[str]) -> bool:
-        cells = [min(max(map(cell_len, rows)), NAME_WIDTH), *(max(cell_len(name), 5) for name in [*columns, AVERAGE])]
-        return max(map(len, metrics)) + sum(cells) + 3 * len(cells) + 2 <= width
-
-    names = list(results)
-    rows, columns = names, names
-    if not fits(rows, columns):
-        columns = [f"#{number}" for number in range(1, len(names) + 1)]
-        rows = [f"{number} {name}" for number, name in zip(columns, names, strict=True)]
-    if not fits(rows, columns):
-        return None
-
-    table = _table("metric")
-    table.add_column("run", overflow="fold", max_width=NAME_WIDTH)
-    for column in [*columns, AVERAGE]:
-        table.add_column(column, justify="right", no_wrap=True, min_width=5)
-    for metric in metrics:
-        for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-            cells = [SELF if other == name else _percent(results[name][other][metric]["win_rate"]) for other in names]
-            heading = [metric, _rule(metric, "")][index] if index < 2 else ""
-            last = index == len(names) - 1
-            table.add_row(heading, row, *cells, _percent(results[name][AVERAGE][metric]), end_section=last)
-    return table
-
-
-def _inconsistency_table(results: dict[str, dict], metrics: list[str]) -> Table:
-    aspects = [metric for metric in metrics if metric != HOLISTIC]
-    table = _table("pair", 2 * NAME_WIDTH)
-    for metric in aspects:
-        table.add_column(_heading(metric), justify="right", overflow="fold")
-    for a, b in combinations(results, 2):
-        cells = [_percent(results[a][b][metric]["holistic_reward_inconsistent"]) for metric in aspects]
-        table.add_row(f"{a} / {b}", *cells)
-    return table
-
-
-def _average_table(results: dict[str, dict], metrics: list[str]) -> Table:
-    table = _table("run")
-    _add_metric_columns(table, metrics)
-    for name, result in results.items():
-        table.add_row(name, *(_percent(result[AVERAGE][metric]) for metric in metrics))
-    return table

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+from itertools import combinations, islice
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
+from alarm.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Compare every two runs of a folder of generation files (written by train_ppo.py --test), prompt "
-        "by prompt, on every metric. Prints tables and writes <generations_dir>_results/eval-results.json, replacing "
-        "the results of an earlier comparison.",
+        "by prompt, on every metric, and by a judge with --use_gpt. Prints tables and writes "
+        "<generations_dir>_results/eval-results.json and beside it eval-report/ (a page, Markdown, figures), replacing "
+        "those of an earlier comparison.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--generations_dir", type=Path, required=True, help="folder of generation files, one *.json per run"
+        "--generations_dir",
+        type=Path,
+        required=True,
+        help="folder of generation files, one *.json per run; or of one such folder per seed (seed42/, seed43/)",
     )
     parser.add_argument(
         "--task_type", choices=("qa", "mt"), required=True, help="which task's metrics the files hold: qa or mt"
@@ -36,44 +41,72 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help="results file (default: <generations_dir>_results/eval-results.json)"
     )
+    add_judge_flags(parser)
     return parser.parse_args(argv)
+
+
+def judge_all(judge: Judge, seeds: list[list]) -> list[dict[tuple[str, str], list[Judgement]]]:
+    """Judge every two runs of every seed on every prompt. Returns one dict a seed, as `compare` takes them."""
+    pairs = [[(a, b) for a, b in combinations(runs, 2)] for runs in seeds]
+    comparisons = [
+        Comparison(query, answer_a, answer_b)
+        for of_seed in pairs
+        for a, b in of_seed
+        for query, answer_a, answer_b in zip(a.queries, a.generations, b.generations, strict=True)
+    ]
+    found = iter(judge.judge(comparisons))
+    return [{(a.name, b.name): list(islice(found, len(a.queries))) for a, b in of_seed} for of_seed in pairs]
 
 
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from rich.console import Console
-
-    from alarm.evaluation import compare, draw_prompts, is_results_file, print_results, read_folder
+    from alarm.bootstrap import DRAWS
+    from alarm.evaluation import compare, draw_prompts, is_results_file, read_seeds
     from alarm.files import write_json
+    from alarm.report import Setup, check_report_folder, print_results, screen, write_report
 
     # abspath drops a trailing slash and gives "." a name
     folder = Path(os.path.abspath(args.generations_dir))
     output = Path(os.path.abspath(args.output or f"{folder}_results/eval-results.json"))
+    report = output.with_name(f"{output.stem.removesuffix('-results')}-report")
     if output.parent == folder:
         raise UserError(f"--output {output} would be read as a run the next time; put it outside --generations_dir")
     replaced = output.exists()
     if replaced and not is_results_file(output):
         raise UserError(f"{output} exists and was not written by this script; move it away or give another --output")
+    check_report_folder(report)
+    judge = judge_from_flags(args, output.parent)
 
-    runs = read_folder(folder, args.task_type, args.drop_duplicates)
-    compared = draw_prompts(runs, args.max_compare, args.seed)
-    results = compare(compared)
+    every = read_seeds(folder, args.task_type, args.drop_duplicates, need_text=judge is not None)
+    compared = {seed: draw_prompts(runs, args.max_compare, args.seed) for seed, runs in every.items()}
+    first, used = next(iter(every.values())), next(iter(compared.values()))
+    if judge is not None and len(first) < 2:
+        raise UserError(f"{folder} holds one run, and a judge compares two; add another, or drop --use_gpt")
+
+    judgements = judge_all(judge, list(compared.values())) if judge is not None else None
+    results = compare(*compared.values(), judgements=judgements)
+    setup = Setup(
+        task_type=args.task_type,
+        folder=str(folder),
+        prompts=len(used[0].queries),
+        total_prompts=len(first[0].queries),
+        draw_seed=args.seed,
+        seeds=tuple(seed for seed in every if seed),
+        draws=DRAWS,
+        judge=judge.summary() if judge is not None else None,
+    )
     try:
         write_json(output, results)
+        write_report(report, results, setup, compared)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); give a writable --output") from None
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # for a run name that the terminal cannot show
-    # 100 columns where there is no terminal to measure; names are text, never markup
-    console = Console(width=None if sys.stdout.isatty() else 100, markup=False, emoji=False, highlight=False)
-    total, used = len(runs[0].queries), len(compared[0].queries)
-    prompts = f"all {total} prompts" if used == total else f"{used} of {total} prompts, drawn with seed {args.seed}"
-    console.print(f"{folder}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {prompts}\n", soft_wrap=True)
-    print_results(results, console)
+    console = screen()
+    print_results(results, setup, console)
     console.print(f"Results{' (replacing the earlier ones)' if replaced else ''}: {output}", soft_wrap=True)
+    console.print(f"Page, Markdown and figures: {report}", soft_wrap=True)
 
 
 if __name__ == "__main__":

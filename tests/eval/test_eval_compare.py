@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from helpers import load_script
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "eval" / "eval_compare.py"
 GOLDEN = ROOT / "tests" / "fixtures" / "eval"
+stub = load_script("tests/eval/judge_stub.py")
+OUTPUTS = ["eval-report", "eval-results.json"]
 
 
 def run_script(*arguments: str | Path, cwd: Path = ROOT, encoding: str = "utf-8") -> subprocess.CompletedProcess:
@@ -39,8 +43,10 @@ def test_results_and_screen(gens):
     assert "3 runs, all 40 prompts" in done.stdout
     assert "80.8" in done.stdout
     assert "\x1b" not in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines()[1:-1]) <= 100
-    assert [path.name for path in (gens.parent / "gens_results").iterdir()] == ["eval-results.json"]
+    assert max(len(line) for line in done.stdout.splitlines()[1:-2]) <= 100
+    assert sorted(path.name for path in (gens.parent / "gens_results").iterdir()) == OUTPUTS
+    report = gens.parent / "gens_results" / "eval-report"
+    assert {path.name for path in report.iterdir()} >= {"index.html", "report.md", "win_rates.png", "distributions.png"}
 
     # its own output is replaced, and the screen says so
     again = run_script("--generations_dir", gens, "--task_type", "qa", "--max_compare", "15")
@@ -81,6 +87,7 @@ def test_single_file(gens, tmp_path):
     assert "One run only" in done.stdout
     assert json.loads((tmp_path / "one" / "r.json").read_text())["gamma"]["gamma"] == "*"
     assert not (tmp_path / "gens_results").exists()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["r-report", "r.json"]
 
 
 def test_imports_no_torch(gens):
@@ -88,7 +95,7 @@ def test_imports_no_torch(gens):
     code = (
         "import runpy, sys; sys.argv = ['eval_compare.py', *sys.argv[1:]]; "
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); "
-        "assert not {'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules), 'heavy import'"
+        "assert not {'torch', 'transformers', 'pandas', 'openai'} & set(sys.modules), 'heavy import'"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
@@ -118,10 +125,19 @@ def clear(gens: Path) -> None:
         path.unlink()
 
 
-def seed_folder(gens: Path) -> None:
-    (gens / "seed42").mkdir()
+def inner_folder(gens: Path) -> None:
+    (gens / "runs").mkdir()
     for path in gens.glob("*.json"):
-        path.rename(gens / "seed42" / path.name)
+        path.rename(gens / "runs" / path.name)
+
+
+def runs_and_seeds(gens: Path) -> None:
+    shutil.copytree(GOLDEN / "qa" / "gens", gens / "seed42")
+
+
+def foreign_report(gens: Path) -> None:
+    (gens.parent / "gens_results" / "eval-report").mkdir(parents=True)
+    (gens.parent / "gens_results" / "eval-report" / "mine.txt").write_text("mine")
 
 
 def blocked_output(gens: Path) -> None:
@@ -142,7 +158,9 @@ BAD = {
     "missing folder": (shutil.rmtree, "does not exist"),
     "a file as folder": (lambda gens: (shutil.rmtree(gens), gens.write_text("[]")), "is not a folder"),
     "empty folder": (clear, "holds no *.json files"),
-    "one folder per seed": (seed_folder, "such as"),
+    "runs one folder down": (inner_folder, "such as"),
+    "runs and seed folders": (runs_and_seeds, "holds both runs (alpha.json) and seed folders (seed42)"),
+    "someone else's report": (foreign_report, "eval-report"),
     "an object": (lambda gens: (gens / "beta.json").write_text('{"query": "q"}'), "beta.json is not a JSON list"),
     "an indented object": (lambda gens: (gens / "beta.json").write_text('{\n"a": 1}'), "beta.json is not a JSON list"),
     "malformed": (lambda gens: (gens / "beta.json").write_text('[{"query": '), "beta.json is not JSON"),
@@ -195,6 +213,8 @@ def test_bad_input(case, gens):
         assert results.read_text() == before
     elif case == "someone else's results":
         assert (results / "eval-results.json").read_text() == '{"mine": 1}'
+    elif case == "someone else's report":
+        assert [path.name for path in results.rglob("*")] == ["eval-report", "mine.txt"]
     else:
         assert not results.exists()
 
@@ -213,7 +233,110 @@ def test_bad_flags(arguments, message, gens):
     assert sorted(path.name for path in gens.parent.iterdir()) == ["gens"]
 
 
-def test_the_judge_is_not_offered_yet(gens):
-    done = run_script("--generations_dir", gens, "--task_type", "qa", "--use_gpt")
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_seed_folders(tmp_path):
+    for seed in ("seed42", "seed43", "seed44"):
+        shutil.copytree(GOLDEN / "qa" / "gens", tmp_path / "gens" / seed)
+    rows = json.loads((tmp_path / "gens" / "seed43" / "beta.json").read_text())
+    for row in rows:
+        row["holistic_reward"] += 10
+    (tmp_path / "gens" / "seed43" / "beta.json").write_text(json.dumps(rows))
+    done = run_script("--generations_dir", tmp_path / "gens", "--task_type", "qa")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((tmp_path / "gens_results" / "eval-results.json").read_text())
+    rates = results["beta"]["alpha"]["holistic_reward"]
+    plain = 100 * 15 / 26  # the golden one
+    assert rates["win_rate_seeds"] == pytest.approx([plain, 100, plain])
+    assert rates["win_rate"] == pytest.approx((2 * plain + 100) / 3)
+    assert results["beta"]["holistic_reward-Std"] == pytest.approx(10 / 3**0.5)
+    assert "3 seeds" in done.stdout
+    assert "±" in done.stdout
+
+
+# --- the judge -------------------------------------------------------------------------------------------------------
+
+
+def with_quality(gens: Path) -> None:
+    """Texts that the stub can judge: gamma is always better, alpha and beta are the same for half of the prompts."""
+    for number, path in enumerate(sorted(gens.glob("*.json"))):
+        rows = json.loads(path.read_text())
+        for row in rows:
+            same = int(row["query"].split()[1]) % 2
+            row["generation"] = f"quality={(0 if same else number) + 7 * (number == 2):02d}"
+        path.write_text(json.dumps(rows))
+
+
+def test_judge(gens, monkeypatch):
+    with_quality(gens)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a-secret-of-the-user")
+    with stub.JudgeStub() as server:
+        arguments = ["--generations_dir", gens, "--task_type", "qa", "--use_gpt", "--base_url", server.url]
+        done = run_script(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "120 comparisons (20 of identical texts)" in done.stderr
+        assert "Traceback" not in done.stderr
+        results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+        rates = results["gamma"]["alpha"]["judge"]
+        assert (rates["wins"], rates["ties"], rates["losses"], rates["failures"]) == (40, 0, 0, 0)
+        assert rates["win_rate"] == 100
+        rates = results["beta"]["alpha"]["judge"]
+        assert (rates["wins"], rates["ties"], rates["losses"], rates["identical"]) == (20, 20, 0, 20)
+        assert results["alpha"]["Avg."]["judge"] == 0
+        assert "judge" in done.stdout
+        assert max(len(line) for line in done.stdout.splitlines()[1:-2]) <= 100
+        # texts that occur in several pairs and orders are paid for once
+        sent = [entry["prompt"] for entry in server.log]
+        assert len(sent) == len(set(sent))
+
+        # all of it is on disk: nothing is sent again, the numbers stay
+        again = run_script(*arguments, "--max_calls", "1")
+        assert again.returncode == 0, again.stderr
+        assert len(server.log) == len(sent)
+        assert "gave no verdict" not in again.stdout
+        assert json.loads((gens.parent / "gens_results" / "eval-results.json").read_text()) == results
+
+    written = [path for path in gens.parent.rglob("*") if path.is_file()]
+    assert len(written) > 6
+    assert not any(b"sk-a-secret" in path.read_bytes() for path in written)
+    assert "sk-a-secret" not in done.stdout + done.stderr
+    assert sorted(path.name for path in (gens.parent / "gens_results").iterdir()) == [*OUTPUTS, "judge-cache.jsonl"]
+
+
+def test_judge_that_cannot_decide(gens, monkeypatch):
+    with_quality(gens)
+    edit(gens, lambda rows: [row | {"generation": f"vague {row['generation']}"} for row in rows])
+    with stub.JudgeStub() as server:
+        done = run_script("--generations_dir", gens, "--task_type", "qa", "--use_gpt", "--base_url", server.url)
+    assert done.returncode == 0, done.stderr
+    assert "The judge gave no verdict on 80 of 120 comparisons" in " ".join(done.stdout.split())
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    assert results["beta"]["Avg."]["judge"] is None
+    assert results["gamma"]["Avg."]["judge"] == 100
+
+
+def test_judge_errors_come_before_any_call(gens, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    base = ["--generations_dir", gens, "--task_type", "qa"]
+    assert_one_error_line(run_script(*base, "--use_gpt"), "set OPENAI_API_KEY")
+    assert_one_error_line(run_script(*base, "--judge_model", "m"), "--judge_model goes with --use_gpt")
+    (gens / "alpha.json").unlink()
+    local = ["--use_gpt", "--base_url", "http://127.0.0.1:9/v1"]
+    edit(gens, lambda rows: rows[4].pop("generation") and None)
+    assert_one_error_line(run_script(*base, *local), "row 5 has no 'generation' text")
+    (gens / "beta.json").unlink()
+    assert_one_error_line(run_script(*base, *local), "holds one run, and a judge compares two")
+    assert not (gens.parent / "gens_results").exists()
+
+
+def test_judge_that_cannot_be_reached(gens):
+    with_quality(gens)
+    done = run_script(
+        "--generations_dir", gens, "--task_type", "qa", "--use_gpt", "--base_url", "http://127.0.0.1:9/v1"
+    )
     assert done.returncode == 2
-    assert "unrecognized arguments: --use_gpt" in done.stderr
+    assert "error: the judge at http://127.0.0.1:9/v1 cannot be reached" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
+from alarm.errors import UserError
 from alarm.evaluation import (
     LOWER_WINS,
     METRICS,
@@ -21,11 +20,12 @@ from alarm.evaluation import (
     draw_prompts,
     inconsistency,
     metric_verdicts,
-    print_results,
     read_folder,
     read_generations,
+    read_seeds,
     win_rate,
 )
+from alarm.judge import Judgement
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "eval"
 
@@ -46,13 +46,29 @@ def numbers(results: dict, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
     return flat
 
 
+PAIR_KEYS = {
+    "win_rate",
+    "win_rate_interval",
+    "win_rate_ties_half",
+    "win_rate_ties_half_interval",
+    "holistic_reward_inconsistent",
+    "wins",
+    "ties",
+    "losses",
+    "length_controlled",
+}
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_qa_agrees_with_the_published_results(sampled):
     golden, ours = numbers(published("qa", sampled)), numbers(compare_golden("qa", sampled))
     assert len(golden) == 3 * (5 + 1 + 2 * 5 * 2 + 5)
     assert {key: ours[key] for key in golden} == pytest.approx(golden, abs=1e-9)
-    # what ours has beyond the published keys
-    assert {key[1].rpartition("-")[2] for key in ours.keys() - golden.keys()} == {"Min", "Max"}
+    # what ours has beyond the published keys, a run's own and a pair's
+    extra = ours.keys() - golden.keys()
+    assert {key[1] for key in extra if len(key) == 2} == {f"{m}-{s}" for m in METRICS["qa"] for s in ("Min", "Max")}
+    assert {key[1] for key in extra if len(key) == 3} == {"Avg.-Interval"}
+    assert {key[3] for key in extra if len(key) > 3} == PAIR_KEYS - {"win_rate", "holistic_reward_inconsistent"}
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -75,8 +91,15 @@ def test_mt_agrees_but_for_the_published_direction_of_the_error_metrics(sampled)
 def make_run(name: str, **metrics: list[float]) -> Generations:
     count = len(next(iter(metrics.values())))
     return Generations(
-        name, [f"q{row}" for row in range(count)], {key: np.array(value, float) for key, value in metrics.items()}
+        name,
+        [f"q{row}" for row in range(count)],
+        [f"answer of {name} to {row}" for row in range(count)],
+        {key: np.array(value, float) for key, value in metrics.items()},
     )
+
+
+def counts(rates: dict) -> tuple[int, int, int]:
+    return rates["wins"], rates["ties"], rates["losses"]
 
 
 def test_four_rows_by_hand():
@@ -85,11 +108,16 @@ def test_four_rows_by_hand():
     b = make_run("b", holistic_reward=[1.0, 1.0, 1.0, 1.0], error_rate=[0.5, 0.3, 0.1, 0.4])
     #                     error rate, lower wins: a       a       b    tie
     results = compare([a, b])
-    assert results["a"]["b"] == {
-        "holistic_reward": {"win_rate": pytest.approx(100 * 2 / 3), "holistic_reward_inconsistent": 0.0},
-        # 2 wins, 1 loss; of the three prompts with a holistic winner, the second contradicts, the fourth is a tie
-        "error_rate": {"win_rate": pytest.approx(100 * 2 / 3), "holistic_reward_inconsistent": pytest.approx(100 / 3)},
-    }
+    pair = results["a"]["b"]
+    assert pair.keys() == {"holistic_reward", "error_rate"}
+    assert pair["holistic_reward"].keys() == pair["error_rate"].keys() == PAIR_KEYS
+    assert counts(pair["holistic_reward"]) == (2, 1, 1)
+    assert pair["holistic_reward"]["win_rate"] == pytest.approx(100 * 2 / 3)
+    assert pair["holistic_reward"]["win_rate_ties_half"] == pytest.approx(100 * 2.5 / 4)
+    assert pair["holistic_reward"]["holistic_reward_inconsistent"] == 0
+    assert counts(pair["error_rate"]) == (2, 1, 1)
+    # of the three prompts with a holistic winner, the second contradicts, the fourth is a tie
+    assert pair["error_rate"]["holistic_reward_inconsistent"] == pytest.approx(100 / 3)
     assert results["b"]["a"]["error_rate"]["win_rate"] == pytest.approx(100 / 3)
     assert results["a"]["a"] == "*"
     assert results["a"]["Avg."] == {"holistic_reward": pytest.approx(200 / 3), "error_rate": pytest.approx(200 / 3)}
@@ -105,9 +133,15 @@ def test_no_decided_prompt_gives_none_and_is_left_out_of_the_average():
     same = make_run("same", holistic_reward=[1.0, 2.0])
     worse = make_run("worse", holistic_reward=[0.0, 1.0])
     results = compare([a, same, worse])
-    assert results["a"]["same"]["holistic_reward"] == {"win_rate": None, "holistic_reward_inconsistent": None}
+    tied = results["a"]["same"]["holistic_reward"]
+    assert (tied["win_rate"], tied["win_rate_interval"], tied["holistic_reward_inconsistent"]) == (None, None, None)
+    assert (tied["win_rate_ties_half"], tied["win_rate_ties_half_interval"]) == (50.0, None)
     assert results["a"]["Avg."] == {"holistic_reward": 100.0}
+    # two of two: certain is what it is not
+    assert results["a"]["worse"]["holistic_reward"]["win_rate_interval"] == pytest.approx([15.81, 100], abs=0.01)
+    assert results["a"]["Avg.-Interval"]["holistic_reward"] == pytest.approx([15.81, 100], abs=0.01)
     assert compare([a, same])["a"]["Avg."] == {"holistic_reward": None}
+    assert compare([a, same])["a"]["Avg.-Interval"] == {"holistic_reward": None}
     assert average([]) is None
 
 
@@ -120,6 +154,7 @@ def test_one_run_has_means_and_no_pairs():
             "holistic_reward-Max": 2.0,
             "a": "*",
             "Avg.": {"holistic_reward": None},
+            "Avg.-Interval": {"holistic_reward": None},
         }
     }
 
@@ -187,36 +222,108 @@ def test_drop_duplicates_keeps_the_first_row(tmp_path):
     assert run.metrics["holistic_reward"].tolist() == [0.0, 1.0]
 
 
-def screen(results: dict, width: int = 100) -> str:
-    text = StringIO()
-    print_results(results, Console(file=text, width=width, markup=False, emoji=False, highlight=False))
-    return text.getvalue()
+# --- seeds -----------------------------------------------------------------------------------------------------------
 
 
-def squeeze(text: str) -> str:
-    return " ".join(text.split())
+def test_seeds_by_hand():
+    #                                            seed 42: 3 of 4      seed 43: 1 of 3, a tie
+    a = [make_run("a", holistic_reward=[1, 1, 1, -1]), make_run("a", holistic_reward=[1, -1, -1, 0])]
+    b = [make_run("b", holistic_reward=[0, 0, 0, 0]), make_run("b", holistic_reward=[0, 0, 0, 0])]
+    results = compare([a[0], b[0]], [a[1], b[1]])
+    rates = results["a"]["b"]["holistic_reward"]
+    assert counts(rates) == (4, 1, 3)
+    assert rates["win_rate_seeds"] == pytest.approx([75, 100 / 3])
+    assert rates["win_rate"] == pytest.approx((75 + 100 / 3) / 2)
+    assert rates["win_rate_std"] == pytest.approx(np.std([75, 100 / 3], ddof=1))
+    assert rates["win_rate_ties_half"] == pytest.approx((75 + 37.5) / 2)
+    assert results["b"]["a"]["holistic_reward"]["win_rate_seeds"] == pytest.approx([25, 200 / 3])
+    assert results["b"]["a"]["holistic_reward"]["win_rate_std"] == rates["win_rate_std"]
+    assert results["a"]["holistic_reward-Mean"] == pytest.approx((0.5 - 0.25) / 2)
+    assert results["a"]["holistic_reward-Std"] == pytest.approx(np.std([0.5, -0.25], ddof=1))
+    assert results["a"]["holistic_reward-Min"] == -1
+    assert results["a"]["Avg."]["holistic_reward"] == pytest.approx(rates["win_rate"])
+    assert results["a"]["Avg.-Seeds"]["holistic_reward"] == pytest.approx([75, 100 / 3])
+    assert results["a"]["Avg.-Std"]["holistic_reward"] == pytest.approx(rates["win_rate_std"])
 
 
-@pytest.mark.parametrize("task", ["qa", "mt"])
-def test_tables_fit_100_columns_uncut(task):
-    text = screen(compare_golden(task, sampled=False))
-    assert max(map(len, text.splitlines())) <= 100
-    assert "…" not in text
-    assert "\x1b" not in text
-    for metric in METRICS[task]:
-        assert f" {metric} " in text
-    # a row of the golden results, as printed
-    assert ("beta 57.7 * 65.4 61.5" if task == "qa" else "beta 54.8 * 36.7 45.8") in squeeze(text)
+def test_seeds_that_agree_change_nothing_but_the_counts():
+    runs = read_folder(GOLDEN / "qa" / "gens", "qa")
+    one, three = compare(runs), compare(runs, runs, runs)
+    rates, again = one["alpha"]["beta"]["factuality_rate"], three["alpha"]["beta"]["factuality_rate"]
+    assert counts(again) == tuple(3 * count for count in counts(rates))
+    assert again["win_rate"] == pytest.approx(rates["win_rate"])
+    assert again["win_rate_std"] == pytest.approx(0)
+    # a copy of a seed is no new evidence: the prompts are the same
+    width, again_width = (r["win_rate_interval"][1] - r["win_rate_interval"][0] for r in (rates, again))
+    assert again_width == pytest.approx(width, rel=0.1)
 
 
-def test_tables_show_ties_as_dash_and_number_long_names():
-    scores = {metric: [1.0, 2.0] for metric in METRICS["qa"]}
-    names = [f"[red]a long name of a run :smile: {letter}" for letter in "abcd"]
-    text = screen(compare([make_run(name, **scores) for name in names]))
-    assert "run #1 #2 #3 #4 Avg." in squeeze(text)
-    assert "[red]a" in text and ":smile:" in text
-    assert "- - - *" in squeeze(text)
-    assert max(map(len, text.splitlines())) <= 100
-    many = screen(compare([make_run(f"run{number}", **scores) for number in range(12)]))
-    assert "too wide for 100 columns" in many
-    assert max(map(len, many.splitlines())) <= 100
+def test_seed_folders(tmp_path):
+    rows = json.loads((GOLDEN / "qa" / "gens" / "alpha.json").read_text())
+    folder = tmp_path / "gens"
+    for seed in ("seed42", "seed43"):
+        write_runs(folder / seed, {"a": rows, "b": rows})
+    (folder / "seed42_results").mkdir()
+    (folder / "logs").mkdir()
+    assert {seed: [run.name for run in runs] for seed, runs in read_seeds(folder, "qa").items()} == {
+        "seed42": ["a", "b"],
+        "seed43": ["a", "b"],
+    }
+    assert list(read_seeds(folder / "seed42", "qa")) == [""]
+
+    (folder / "seed43" / "c.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="seed42 and seed43 must hold the same runs, but only one of them has c"):
+        read_seeds(folder, "qa")
+    (folder / "seed43" / "c.json").unlink()
+    for name in ("a", "b"):
+        (folder / "seed43" / f"{name}.json").write_text(json.dumps(rows[2:]))
+    with pytest.raises(UserError, match=r"seed42 and seed43 answer different prompts: 2 queries differ"):
+        read_seeds(folder, "qa")
+    (folder / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"both runs \(a.json\) and seed folders \(seed42\)"):
+        read_seeds(folder, "qa")
+
+
+# --- the judge -------------------------------------------------------------------------------------------------------
+
+
+def test_judge_by_hand():
+    a, b = make_run("a", holistic_reward=[1, 1, 1, 1, 1, 0]), make_run("b", holistic_reward=[0, 0, 0, 0, 0, 0])
+    judged = [
+        Judgement(1, 1, False),  # a wins
+        Judgement(-1, -1, False),  # b wins, against the holistic reward
+        Judgement(1, -1, False),  # whoever is first: a flip, so a tie
+        Judgement(1, None, False),  # one order failed
+        Judgement(None, None, True),  # the same text: a tie, never asked
+        Judgement(1, 1, False),
+    ]
+    results = compare([a, b], judgements=[{("a", "b"): judged}])
+    rates = results["a"]["b"]["judge"]
+    assert counts(rates) == (2, 2, 1)
+    assert (rates["failures"], rates["identical"]) == (1, 1)
+    assert rates["win_rate"] == pytest.approx(100 * 2 / 3)
+    assert rates["win_rate_ties_half"] == pytest.approx(100 * 3 / 5)
+    assert rates["flip_rate"] == 25
+    # answers for the one shown first: 1 of 2, 1 of 2, 2 of 2, 1 of 1, -, 1 of 2
+    assert rates["first_position_rate"] == pytest.approx(100 * 6 / 9)
+    assert rates["holistic_reward_inconsistent"] == 25  # of the four with a verdict and a holistic winner
+    back = results["b"]["a"]["judge"]
+    assert counts(back) == (1, 2, 2)
+    assert (back["failures"], back["flip_rate"]) == (1, 25)
+    assert back["first_position_rate"] == rates["first_position_rate"]
+    assert results["a"]["Avg."]["judge"] == pytest.approx(100 * 2 / 3)
+
+
+def test_a_judge_that_always_fails_gives_no_rate():
+    a, b = make_run("a", holistic_reward=[1, 0]), make_run("b", holistic_reward=[0, 1])
+    rates = compare([a, b], judgements=[{("a", "b"): [Judgement(None, None, False)] * 2}])["a"]["b"]["judge"]
+    assert counts(rates) == (0, 0, 0)
+    assert {key for key, value in rates.items() if value is None} == {
+        "win_rate",
+        "win_rate_interval",
+        "win_rate_ties_half",
+        "win_rate_ties_half_interval",
+        "holistic_reward_inconsistent",
+        "flip_rate",
+        "first_position_rate",
+    }

@@ -1,0 +1,734 @@
+"""Looking at rewards: which token of a response earns what, and whether it is where the recipe says it is.
+
+`inspect_generations` scores responses by the training loop's own code and places the rewards by the trainer's own code;
+`check_rewards` then checks the result against the recipe, on its own account. `print_report` and `html_report` show it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+from .evaluation import METRICS
+from .files import read_rows, require_fields
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from .loop import Scorer
+    from .rewards import RewardRecipe
+    from .types import AspectScore, RewardScores, Rollout
+
+TOLERANCE = 1e-3  # between a recorded metric and the same one computed again
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One response to look at."""
+
+    number: int  # its row in the file, from 1
+    query: str
+    text: str
+    recorded: dict[str, float]  # the metrics of the file, by their published names; only finite numbers
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One reward on all tokens of a response."""
+
+    name: str
+    note: str
+    values: list[float]  # T
+
+    @property
+    def total(self) -> float:
+        return sum(self.values)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the recipe lets into the reward of one response."""
+
+    aspects: bool
+    holistic: bool
+    gate: str  # open, closed, not used
+    why: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether each reward is on the token that it belongs to. `problems` is empty where it is."""
+
+    fact: str
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A recorded metric that comes out otherwise today."""
+
+    metric: str
+    recorded: float
+    here: float
+    retokenised: bool  # can come from the tokens, which are not the sampled ones
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that is shown of one response."""
+
+    number: int
+    query: str
+    tokens: list[str]  # T, as shown
+    raw: float  # the holistic model's score
+    h: float  # z-normalised
+    decision: Decision
+    rows: list[TokenRow]  # each aspect, their weighted sum, the final reward
+    check: Check
+    compared: int  # recorded metrics that could be compared
+    differences: list[Difference]
+    notes: list[str]
+
+    @property
+    def final(self) -> TokenRow:
+        return self.rows[-1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is printed or written."""
+
+    title: str
+    settings: dict[str, str]
+    inspections: list[Inspection]
+
+    @property
+    def failed(self) -> list[int]:
+        """The numbers of the responses whose check failed."""
+        return [one.number for one in self.inspections if one.check.problems]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_generations_to_inspect(path: str | Path, task_type: str) -> list[Generation]:
+    """All rows of a generations file, in its order.
+
+    Raises UserError for rows without `query` and `generation`, and for what another task wrote.
+    """
+    rows = read_rows(path)
+    known = {name for names in METRICS.values() for name in names}
+    for task, names in METRICS.items():
+        found = (rows[0].keys() & known) - {"holistic_reward", "response_length"}
+        if task != task_type and found and found <= set(names):
+            raise UserError(f"{path} holds {task} generations ({', '.join(sorted(found))}); give --task_type {task}")
+    try:
+        require_fields(rows, {"query": str, "generation": str}, path)
+    except UserError as error:
+        raise UserError(f"{error}; a generations file is what train_ppo.py --test writes") from None
+    return [
+        Generation(
+            number,
+            row["query"],
+            row["generation"],
+            {name: float(row[name]) for name in METRICS[task_type] if _is_number(row.get(name))},
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300 and math.isfinite(value)
+
+
+def choose(
+    generations: list[Generation], index: int | None, query: str | None, limit: int, path: str | Path
+) -> list[Generation]:
+    """Row `index` (from 1), or the rows whose query contains `query`, or all; `limit` of them at most.
+
+    Raises UserError where there is none.
+    """
+    if index is not None:
+        if not 1 <= index <= len(generations):
+            raise UserError(f"--index {index}: {path} holds the generations 1 to {len(generations)}")
+        return [generations[index - 1]]
+    found = [one for one in generations if query is None or query in one.query]
+    if not found:
+        raise UserError(f"no query in {path} contains the text of --query; give a part of one as the file has it")
+    return found[:limit]
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, recorded_length: float | None = None) -> list[int]:
+    """The tokens of a text, and EOS behind them.
+
+    EOS is left out where `recorded_length` says that the response ended without: it ran into the length limit.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if tokenizer.eos_token_id is not None and (not ids or recorded_length != len(ids)):
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def shown_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[list[str], str]:
+    """What each token shows, and the text that they decode to. T ids -> T strings.
+
+    Its own characters; the token's name where it has none, or shares a character with the one before.
+    """
+    from .spans import token_offsets
+
+    text, offsets = token_offsets(tokenizer, ids)
+    shown, reached = [], 0
+    for id, (start, end) in zip(ids, offsets, strict=True):
+        own = start < end and start >= reached
+        shown.append(visible(text[start:end] if own else str(tokenizer.convert_ids_to_tokens(id))))
+        reached = max(reached, end)
+    return shown, text
+
+
+def visible(text: str) -> str:
+    """`text` with line breaks, tabs and control characters as signs, so that none acts on a terminal."""
+    text = text.replace("\n", "↵").replace("\t", "⇥")
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def observe(rollout: Rollout, scorer: Scorer) -> tuple[RewardScores, Tensor, dict[str, AspectScore]]:
+    """The training loop's `score`, and what passed through it: raw holistic scores (B,), and all aspects."""
+    from .loop import score
+
+    seen: dict = {}
+
+    def kept(name: str, function: Callable) -> Callable:
+        def call(*args):
+            seen[name] = function(*args)
+            return seen[name]
+
+        return call
+
+    watched = replace(scorer, aspects=kept("aspects", scorer.aspects), holistic=kept("raw", scorer.holistic))
+    scores = score(rollout, watched, scorer.aspect_names)
+    return scores, seen["raw"], seen["aspects"]
+
+
+def place_rewards(rewards: list[Tensor]) -> Tensor:
+    """What PPO pays to each column of the padded batch, by the trainer's own placement. B x (T_i,) -> (B, max T)."""
+    import torch
+
+    from trl.ppo_math import place_scores
+
+    lengths = torch.tensor([len(row) for row in rewards])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    return place_scores(rewards, mask)
+
+
+def inspect_generations(
+    generations: list[Generation],
+    examples: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    batch_size: int,
+) -> list[Inspection]:
+    """Score responses as training would, all in one padded batch, and check where the rewards lie.
+
+    examples: the data row of each. batch_size: responses that are scored before the progress bar moves.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    from .types import Rollout
+
+    all_ids = [response_ids(tokenizer, one.text, one.recorded.get("response_length")) for one in generations]
+    scored = []  # one (reward, h, raw, aspects, metrics) a response
+    with tqdm(total=len(generations), desc="scoring", unit="response", leave=False, delay=3, disable=None) as progress:
+        for start in range(0, len(generations), batch_size):
+            part = generations[start : start + batch_size]
+            rollout = Rollout(
+                query_ids=[],  # nothing that scores reads them
+                response_ids=[torch.tensor(ids) for ids in all_ids[start : start + batch_size]],
+                queries=[one.query for one in part],
+                responses=[one.text for one in part],
+                examples=examples[start : start + batch_size],
+                too_short=torch.tensor([not one.text.strip() for one in part]),
+            )
+            scores, raw, aspects = observe(rollout, scorer)
+            for k in range(len(part)):
+                rewards = {name: aspect.rewards[k] for name, aspect in aspects.items()}
+                metrics = {name: values[k] for name, values in scores.metrics.items()}
+                scored.append((scores.rewards[k], scores.holistic[k].item(), raw[k].item(), rewards, metrics))
+            progress.update(len(part))
+
+    placed = place_rewards([reward for reward, *_ in scored])
+    return [
+        _inspect_one(one, ids, tokenizer, scorer.recipe, *parts, row)
+        for one, ids, (_, *parts), row in zip(generations, all_ids, scored, placed, strict=True)
+    ]
+
+
+def _inspect_one(
+    one: Generation,
+    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: RewardRecipe,
+    h: float,
+    raw: float,
+    aspects: dict[str, Tensor],
+    metrics: dict[str, float],
+    placed: Tensor,
+) -> Inspection:
+    import torch
+
+    from .loop import PUBLISHED_NAMES
+    from .rewards import length_rewards, normalise_holistic, weigh_aspects
+    from .types import AspectScore
+
+    tokens, text = shown_tokens(tokenizer, ids)
+    too_short = not one.text.strip()
+    decision = decide(h, too_short, recipe)
+    rows = []
+    for name, rewards in aspects.items():
+        weight = recipe.weights[name]
+        unused = recipe.length_mean is not None or weight == 0
+        rows.append(TokenRow(name, f"weight {weight:g}" + (", takes no part" if unused else ""), rewards.tolist()))
+    if recipe.length_mean is not None:
+        (total,) = length_rewards([len(ids)], recipe.length_mean)
+        rows.append(TokenRow("length reward", f"{len(ids)} / {recipe.length_mean:g}, for the aspects", total.tolist()))
+    else:
+        alone = {name: AspectScore([rewards], {}) for name, rewards in aspects.items()}
+        (total,) = weigh_aspects(alone, recipe.weights)
+        rows.append(TokenRow("aspect sum", "weighted" if decision.aspects else "weighted, left out", total.tolist()))
+    rows.append(TokenRow("final reward", "what PPO is given", placed[: len(ids)].tolist()))
+
+    check = check_rewards(
+        placed,
+        tokens,
+        total if decision.aspects else torch.zeros(len(ids)),
+        recipe.holistic_weight * h if decision.holistic else 0.0,
+    )
+    notes = []
+    if text != one.text:
+        notes.append(
+            "the tokens decode to another text than the one recorded; rewards of sentences and words are of the former"
+        )
+    if tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
+        notes.append("no EOS: the recorded response_length says that the response ran into the length limit")
+
+    metrics = {PUBLISHED_NAMES.get(name, name): value for name, value in metrics.items()}
+    # a file holds the model's own score of an empty answer; -10 belongs to training
+    (own,) = normalise_holistic(torch.tensor([raw]), recipe.holistic_mean, recipe.holistic_std, torch.tensor([False]))
+    metrics["holistic_reward"] = own.item()
+    differences = compare_metrics(one.recorded, metrics, same_text=text == one.text)
+    compared = len(one.recorded.keys() & metrics.keys())
+    return Inspection(one.number, one.query, tokens, raw, h, decision, rows, check, compared, differences, notes)
+
+
+def decide(h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
+    """What the recipe lets into the reward of a response, in words."""
+    if too_short:
+        return Decision(False, True, "not used", f"no text: training sets h to {h:g} and leaves the aspects out")
+    kind = recipe.reward_type
+    if kind != "hierarchical":
+        parts = {
+            "holistic_only": "the aspects never count",
+            "aspect_only": "the aspects count, the holistic reward does not",
+            "weighted_sum": "both always count",
+        }
+        return Decision(
+            kind != "holistic_only", kind != "aspect_only", "not used", f"reward type {kind}: {parts[kind]}"
+        )
+    if h < recipe.threshold:
+        return Decision(False, True, "closed", f"h {h:+.4f} < threshold {recipe.threshold:g}: the aspects are left out")
+    return Decision(True, True, "open", f"h {h:+.4f} >= threshold {recipe.threshold:g}: the aspects count")
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+def check_rewards(placed: Tensor, tokens: list[str], aspect_part: Tensor, holistic_part: float) -> Check:
+    """Whether reward t is on token t: the aspect rewards everywhere, and the holistic one on the last token alone.
+
+    placed: (M,) what one row of the padded batch is paid, M >= T. tokens: T. aspect_part: (T,) what the aspects should
+    pay, zeros where they are left out. holistic_part: w_h h, or 0 where it is left out.
+    """
+    import torch
+
+    length, aspects = len(tokens), aspect_part.double()
+    due = torch.zeros(max(len(placed), length), dtype=torch.float64)
+    due[:length] = aspects
+    due[length - 1] += holistic_part
+    found = torch.zeros_like(due)
+    found[: len(placed)] = placed.double()
+    if not (torch.isfinite(found).all() and torch.isfinite(due).all()):
+        return Check("", ["a reward is not a finite number: look at the reward models"])
+    slack = 1e-5 * max(1.0, due.abs().max().item())  # the rounding of float32
+
+    def token(t: int) -> str:
+        return f"token {t + 1} ({tokens[t].strip()!r})"
+
+    problems = []
+    wrong = ((found - due).abs() > slack).nonzero().flatten().tolist()
+    if late := next((s for s in range(1, len(due)) if _is_late(found, due, s, slack)), None) if wrong else None:
+        problems.append(
+            f"all rewards lie {late} token{'s' * (late > 1)} late: aligned to the padded row of {len(due)}, not to the "
+            f"response of {length}"
+        )
+    if lost := [t for t in wrong if t >= length]:
+        paid = found[length:].sum().item()
+        problems.append(f"{len(lost)} rewards, {paid:+.4f} in sum, lie on the padding behind the response and are lost")
+    misplaced = [t for t in wrong if t < length]
+    for t in [t for t in misplaced if t == length - 1] + [t for t in misplaced if t < length - 1][:3]:
+        part = f", {holistic_part:+.4f} of it holistic" if t == length - 1 and holistic_part else ""
+        problems.append(f"{token(t)} gets {found[t].item():+.4f} where {due[t].item():+.4f} is due{part}")
+    if problems:
+        if len(misplaced) > 4:
+            problems.append(f"{len(misplaced)} of {length} tokens get another reward than is due")
+        return Check("", problems)
+
+    fact = f"{length} tokens, {len(placed[:length])} rewards, none on padding"
+    beyond = ((found[:length] - aspects).abs() > slack).nonzero().flatten().tolist()
+    fact += f"; the holistic part is on {', '.join(map(token, beyond))}, the last" if beyond else "; no holistic part"
+    total, holistic, rest = found.sum().item(), (found[:length] - aspects).sum().item(), aspects.sum().item()
+    return Check(f"{fact}; sum {total:+.4f} = {holistic:+.4f} holistic {rest:+.4f} aspects", [])
+
+
+def _is_late(found: Tensor, due: Tensor, shift: int, slack: float) -> bool:
+    """Whether `found` is `due` moved `shift` columns to the right, and not just empty."""
+    moved = due.roll(shift)
+    moved[:shift] = 0
+    return bool(moved.abs().max() > slack) and bool(((found - moved).abs() <= slack).all())
+
+
+# --- the comparison with what was recorded ---------------------------------------------------------------------------
+
+FROM_TOKENS = {"response_length", "error_rate"}
+FROM_DECODED_TEXT = {"verbosity_rate", "factuality_rate", "grammar_errors", "error_rate"}
+RETOKENISED = "can come from tokenising again, or from another --policy_ckpt"
+DEPENDS_ON = {
+    "response_length": "--policy_ckpt",
+    "holistic_reward": "--holistic_model, --ultra_mean, --ultra_std, --dtype",
+    "verbosity_rate": "--reward_model_dir, --splitter, --dtype",
+    "factuality_rate": "--reward_model_dir, --splitter, --dtype",
+    "completeness_reward": "--reward_model_dir, --completeness_reward_mean, _std, _bias, _scale, --dtype",
+    "readability": "--readability_mean, --readability_std",
+    "language_confidence": "the version of lingua",
+    "grammar_errors": "--grammar_backend, --grammar_server",
+    "error_rate": "--grammar_backend, --grammar_server",
+}
+
+
+def compare_metrics(recorded: dict[str, float], here: dict[str, float], same_text: bool) -> list[Difference]:
+    """The recorded metrics from which those computed `here` differ by more than 0.001, in the order of the file.
+
+    same_text: the tokens decode to the recorded text.
+    """
+    same_length = recorded.get("response_length") == here.get("response_length")
+    found = []
+    for metric in [name for name in recorded if name in here]:
+        if abs(recorded[metric] - here[metric]) <= TOLERANCE:
+            continue
+        explained = (metric in FROM_TOKENS and not same_length) or (metric in FROM_DECODED_TEXT and not same_text)
+        reason = RETOKENISED if explained else f"look at {DEPENDS_ON[metric]}"
+        found.append(Difference(metric, recorded[metric], here[metric], explained, reason))
+    return found
+
+
+def summary(report: Report) -> list[str]:
+    """What holds of all responses together: the check, then the recorded metrics."""
+    count, failed = len(report.inspections), report.failed
+    lines = [f"check: every reward is on its token, in all {count} responses"]
+    if failed:
+        named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+        lines = [f"CHECK FAILED in {len(failed)} of {count} responses: {named}"]
+    compared = sum(one.compared for one in report.inspections)
+    differences = [difference for one in report.inspections for difference in one.differences]
+    if compared and not differences:
+        lines.append(f"recorded metrics: all {compared} values are the same here, within {TOLERANCE:g}")
+    for metric in dict.fromkeys(difference.metric for difference in differences):
+        mine = [difference for difference in differences if difference.metric == metric]
+        largest = max(abs(difference.recorded - difference.here) for difference in mine)
+        reasons = dict.fromkeys(d.reason for d in sorted(mine, key=lambda d: d.retokenised))
+        lines.append(
+            f"recorded {metric} differs in {len(mine)} of {count} responses, by {largest:.4g} at most: "
+            + "; ".join(reasons)
+        )
+    return lines
+
+
+# --- on the screen ---------------------------------------------------------------------------------------------------
+
+STEPS = (0.1, 0.3, 1.0, 3.0)  # a reward of less is of the palest colour, of 3 and more of the strongest
+PROMPT_SHOWN = 240  # characters
+RETOKENISED_NOTE = (
+    "Tokens: the recorded text tokenised again, with EOS behind it. The file does not hold the sampled tokens, which "
+    "may have split the same text otherwise."
+)
+ONE_BATCH_NOTE = "The responses are placed as one padded batch by the code that PPO places them with."
+
+# blue and orange are told apart by all common kinds of colour vision; palest to strongest
+ORANGE = ("#fdebd6", "#fbd3a5", "#f5ae66", "#e5832a", "#a94f00")
+BLUE = ("#e2eefa", "#bdd8f3", "#86b7e6", "#4b8ed1", "#1c559e")
+
+
+def strength(value: float) -> int:
+    """1 to 5, in steps of about three times the size."""
+    return 1 + sum(abs(value) >= step for step in STEPS)
+
+
+def signed(value: float) -> str:
+    """Short, with its sign: +0.62, -12.3, +4e-04."""
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size < 1e-6:
+        return "0"
+    return f"{value:+.1f}" if size >= 10 else f"{value:+.2f}" if size >= 0.01 else f"{value:+.0e}"
+
+
+def shorten(text: str, limit: int = PROMPT_SHOWN) -> str:
+    """`text` without its middle where it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 2 // 3]} [...] {text[-(limit // 3) :]}"
+
+
+def holistic_line(one: Inspection) -> str:
+    return f"raw score {one.raw:.4f}, h {one.h:+.4f}"
+
+
+def difference_line(difference: Difference) -> str:
+    return f"{difference.metric} {difference.recorded:.4f} recorded, {difference.here:.4f} here: {difference.reason}"
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the settings, each response with its rewards, and what holds of all."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    loud = "bold white on red"
+    console.print(Text(visible(report.title), style="bold"))
+    _print_facts(console, [(name, value, "") for name, value in report.settings.items()])
+    console.print(f"{RETOKENISED_NOTE} {ONE_BATCH_NOTE}")
+    console.print("[token value]: a token with a reward. Orange is positive, blue negative.\n")
+    for one in report.inspections:
+        console.rule(f"response {one.number}", align="left")
+        facts = [("prompt", shorten(one.query), ""), ("holistic", holistic_line(one), "")]
+        facts += [("gate", f"{one.decision.gate}: {one.decision.why}", ""), *(("note", note, "") for note in one.notes)]
+        _print_facts(console, facts)
+        for row in one.rows:
+            usual = _usual(row.values)
+            every = "" if usual is None else f"; {signed(usual)} on each token that shows no value"
+            console.print(Text(row.name, style="bold").append(f" ({row.note}), total {signed(row.total)}{every}"))
+            tokens = _token_text(one.tokens, row.values, usual)
+            console.print(Padding(tokens, (0, 0, 0, 4), expand=False))
+        facts = [("check", one.check.fact, "")] if one.check.fact else []
+        facts += [("CHECK FAILED", problem, loud) for problem in one.check.problems]
+        facts += [("differs", difference_line(difference), "") for difference in one.differences]
+        _print_facts(console, facts)
+        console.print()
+    for line in summary(report):
+        console.print(Text(line, style=loud if line.startswith("CHECK FAILED") else "bold"))
+
+
+def _print_facts(console: Console, facts: list[tuple[str, str, str]]) -> None:
+    """Labels, texts and styles, a line each, the texts in one column."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text, style in facts:
+        grid.add_row(Text(label, style=style or "bold"), Text(visible(text), style=style))
+    console.print(grid)
+
+
+def _usual(values: list[float]) -> float | None:
+    """The reward that more than half of the tokens have, where that is not 0: it is said once."""
+    value, times = Counter(values).most_common(1)[0]
+    return value if value and times > 2 and 2 * times > len(values) else None
+
+
+def _token_text(tokens: list[str], values: list[float], usual: float | None) -> Text:
+    """The tokens as coloured text; those with a reward of their own in brackets with it."""
+    from rich.text import Text
+
+    text = Text()
+    for token, value in zip(tokens, values, strict=True):
+        colour = (ORANGE if value > 0 else BLUE)[strength(value) - 1] if value else None
+        style = f"{'white' if strength(value) == 5 else 'black'} on {colour}" if colour else ""
+        word = token.lstrip(" ")
+        text.append(token[: len(token) - len(word)])
+        text.append(word if value == (usual or 0.0) else f"[{word} {signed(value)}]", style=style)
+    return text
+
+
+# --- as a page -------------------------------------------------------------------------------------------------------
+
+DARK_ORANGE = ("#3a2a17", "#5c3d17", "#8a5413", "#cf7a1e", "#ffb25e")
+DARK_BLUE = ("#1b2a3d", "#1f3d61", "#275a94", "#4a8cd8", "#8cc2ff")
+
+
+def _colours(orange: tuple[str, ...], blue: tuple[str, ...]) -> str:
+    return " ".join(
+        f"--{sign}{k}: {c};" for sign, cs in (("p", orange), ("n", blue)) for k, c in enumerate(cs, start=1)
+    )
+
+
+_CSS = f"""
+:root {{ color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --soft: #5c5c5c; --line: #d4d4d0; --panel: #f6f6f4;
+  --bad: #a3123a; --on: #111; --on4: #111; --on5: #fff; {_colours(ORANGE, BLUE)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: #16181b; --ink: #e9e7e3; --soft: #a9a6a0; --line: #3a3d42;
+  --panel: #1f2226; --bad: #ff7b9c; --on: #f4f2ee; --on4: #0c0c0c; --on5: #0c0c0c;
+  {_colours(DARK_ORANGE, DARK_BLUE)} }} }}
+* {{ box-sizing: border-box }}
+body {{ margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }}
+h1 {{ font-size: 1.3rem }}
+h2 {{ font-size: 1.05rem; margin: 0 0 .4rem }}
+a {{ color: inherit }}
+section {{ border-top: 2px solid var(--line); padding: 1rem 0; margin-top: 1rem }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .3rem 0 }}
+dt {{ color: var(--soft) }}
+dd {{ margin: 0; min-width: 0 }}
+.soft {{ color: var(--soft); font-size: .9rem; margin: .3rem 0 }}
+.bad {{ border: 3px solid var(--bad); color: var(--bad); font-weight: 700; padding: .4rem .7rem; margin: .5rem 0 }}
+.tokens {{ background: var(--panel); padding: .3rem .5rem; line-height: 1.6; white-space: pre-wrap;
+  border-radius: 4px; margin-bottom: .5rem }}
+.final {{ border-left: 4px solid var(--ink) }}
+.v {{ display: inline-block; position: relative; min-width: 2.1rem; text-align: center; line-height: 1.3;
+  white-space: pre; color: var(--on); border-radius: 3px; border-bottom: 3px solid var(--ink); margin: 0 1px 1rem }}
+.v::after {{ content: attr(data-v); position: absolute; top: calc(100% + 4px); left: 0; right: 0; color: var(--ink);
+  font-size: .7rem; line-height: 1; font-variant-numeric: tabular-nums }}
+.n {{ border-bottom-style: dotted }}
+{" ".join(f".{sign}{k} {{ background: var(--{sign}{k}) }}" for sign in "pn" for k in range(1, 6))}
+.p4, .n4 {{ color: var(--on4) }}
+.p5, .n5 {{ color: var(--on5) }}
+.sum {{ margin: .3rem 0 }}
+code {{ font: inherit; white-space: nowrap }}
+.tokens span:not(:first-child) {{ box-shadow: -1px 0 var(--line) }}
+.scroll {{ overflow: auto; max-height: 24rem }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }}
+th {{ color: var(--soft); font-weight: 400 }}
+td, th {{ padding: .1rem 1.2rem .1rem 0; text-align: right; white-space: nowrap }}
+:is(td, th):is(:nth-child(2), :nth-child(3)) {{ text-align: left }}
+.legend .v {{ min-width: 2.9rem; margin-bottom: .3rem }}
+@media (max-width: 600px) {{
+  body {{ padding: .6rem }}
+  dl {{ grid-template-columns: 1fr; gap: 0 }}
+  dd {{ margin-bottom: .3rem }}
+}}
+"""
+
+
+def html_report(report: Report) -> str:
+    """The report as one self-contained page, light or dark as the reader's system is."""
+    page = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_text(report.title)}</title><style>{_CSS}</style></head><body>",
+        f"<h1>{_text(report.title)}</h1>",
+        *(
+            f'<p class="{"bad" if line.startswith("CHECK FAILED") else "sum"}">{_flags(line)}</p>'
+            for line in summary(report)
+        ),
+        _definitions(report.settings),
+        _paragraph(f"{RETOKENISED_NOTE} {ONE_BATCH_NOTE}", "soft"),
+        _legend(),
+        _contents(report),
+        *map(_section, report.inspections),
+        "</body></html>",
+    ]
+    return "\n".join(page) + "\n"
+
+
+def _text(text: str) -> str:
+    return html.escape(visible(text))
+
+
+def _flags(text: str) -> str:
+    """Escaped, with no line break inside the name of a flag."""
+    return re.sub(r"--\w+", r"<code>\g<0></code>", _text(text))
+
+
+def _paragraph(text: str, kind: str) -> str:
+    return f'<p class="{kind}">{_text(text)}</p>'
+
+
+def _definitions(pairs: dict[str, str]) -> str:
+    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs.items()) + "</dl>"
+
+
+def _token(token: str, value: float, title: str) -> str:
+    if value == 0:
+        return f'<span title="{html.escape(title)}">{html.escape(token)}</span>'
+    sign = "p" if value > 0 else "n"
+    shown = signed(value).replace("-", "−")
+    kinds = f"v {sign} {sign}{strength(value)}"
+    return f'<span class="{kinds}" data-v="{shown}" title="{html.escape(title)}">{html.escape(token)}</span>'
+
+
+def _legend() -> str:
+    names = [f"&lt; {STEPS[0]:g}", *(f"≥ {step:g}" for step in STEPS)]
+
+    def swatches(sign: str) -> str:
+        return "".join(f'<span class="v {sign} {sign}{k}">{name}</span>' for k, name in enumerate(names, start=1))
+
+    return (
+        f'<p class="legend">− dotted: {swatches("n")}<br>+ solid: {swatches("p")}</p>'
+        '<p class="soft">The number below a token is its reward; a token without one has 0. Hover for all digits.</p>'
+    )
+
+
+def _contents(report: Report) -> str:
+    """A line a response: where to find it, and what came out."""
+    titles = ("response", "check", "gate", "h", "final reward")
+    rows = ["<tr>" + "".join(f"<th>{title}</th>" for title in titles) + "</tr>"]
+    for one in report.inspections:
+        check = "FAILED" if one.check.problems else "ok"
+        differ = f"; {len(one.differences)} of {one.compared} differ" if one.differences else ""
+        link = f'<a href="#r{one.number}">{one.number}</a>'
+        cells = (link, check + differ, one.decision.gate, f"{one.h:+.4f}", f"{one.final.total:+.4f}")
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+
+
+def _section(one: Inspection) -> str:
+    prompt = _text(shorten(one.query))
+    if len(one.query) > PROMPT_SHOWN:
+        prompt = f"<details><summary>{prompt}</summary>{_text(one.query)}</details>"
+    problems = "<br>".join(map(_text, one.check.problems))
+    parts = [
+        f'<section id="r{one.number}"><h2>response {one.number}</h2>',
+        f"<dl><dt>prompt</dt><dd>{prompt}</dd><dt>holistic</dt><dd>{_text(holistic_line(one))}</dd>",
+        f"<dt>gate</dt><dd><b>{one.decision.gate}</b>: {_text(one.decision.why)}</dd></dl>",
+        *([f'<p class="bad">CHECK FAILED<br>{problems}</p>'] if problems else []),
+        *(_paragraph(f"note: {note}", "soft") for note in one.notes),
+    ]
+    for row in one.rows:
+        numbered = enumerate(zip(one.tokens, row.values, strict=True), start=1)
+        spans = [
+            _token(token, value, f"{number} of {len(one.tokens)}: {value:+.6g}") for number, (token, value) in numbered
+        ]
+        parts.append(
+            f"<div><b>{_text(row.name)}</b> ({_text(row.note)}), total {row.total:+.4f}</div>"
+            f'<div class="tokens{" final" if row is one.final else ""}">{"".join(spans)}</div>'
+        )
+    if one.check.fact:
+        parts.append(_paragraph(f"check: {one.check.fact}", "soft"))
+    parts += [f'<p class="soft">differs: {_flags(difference_line(difference))}</p>' for difference in one.differences]
+    return "\n".join([*parts, "</section>"])
