@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 
 from alarm.calibration import use_calibration
 from alarm.errors import report_user_errors
 from alarm.flags import (
-    HOLISTIC_MAX_TOKENS,
     add_ppo_flags,
     check_model_name,
     check_ppo_flags,
@@ -22,7 +20,7 @@ from alarm.flags import (
 from alarm.grammar import BACKENDS, make_checker
 from alarm.launch import check_launch, process_state
 from alarm.run import Run
-from alarm.tasks.translation import ASPECTS, DATASET, MTAspects, MTSettings, prompt
+from alarm.tasks.translation import DATASET, prompt
 from alarm.translate import load_parts
 
 DEFAULTS = {
@@ -84,10 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     examples = load_parts({split: files[split] for split in wanted}, args.dataset)
 
     # 2. the prompts as the policy reads them
-    import torch
-
-    from alarm.loop import Scorer, run_test, run_training
+    from alarm.loop import run_test, run_training
     from alarm.policy import build_trainer, encode_splits, load_tokenizer
+    from alarm.scorers import mt_scorer
 
     state = process_state()
     tokenizer = load_tokenizer(policy)
@@ -95,25 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     prompts = encode_splits(tokenizer, examples, prompt, args.max_len, sources)
 
     # 3. the rewards, then the policy
-    from alarm.holistic import HolisticModel
-    from alarm.rewards import RewardRecipe
-
-    aspects = MTAspects(checker, tokenizer, MTSettings.from_flags(args))
-    holistic = HolisticModel.load(args.holistic_model, device=state.device, dtype=getattr(torch, args.dtype))
-    weights = {"readability": args.w_read, "grammar": args.w_grammar, "confidence": args.w_confidence}
-    scorer = Scorer(
-        aspects=aspects,
-        aspect_names=ASPECTS,
-        holistic=functools.partial(
-            holistic.score, max_length=HOLISTIC_MAX_TOKENS["mt"], batch_size=args.rm_max_batch_size
-        ),
-        recipe=RewardRecipe.from_flags(args, weights),
-        truncated=lambda: {"holistic": holistic.truncated},
-        counts=lambda: {
-            "translations without text that were scored": aspects.empty,
-            "failures of the grammar checker, after which texts were checked again": checker.counts.get("failures", 0),
-        },
-    )
+    scorer = mt_scorer(args, tokenizer, state.device, checker)
     ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
 
     # 4. translate and score, or train

@@ -98,17 +98,16 @@ def position_limit(config, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def padded_batches(
-    rows: list[list[int]], pad_id: int, batch_size: int, device: torch.device | str, multiple_of: int = 1
+    rows: list[list[int]], pad_id: int, batch_size: int, device: torch.device | str
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of rows of similar length, longest first, padded on the right to a multiple of `multiple_of`.
+    """Batches of rows of similar length, longest first, padded on the right.
 
     Yields the indices of the rows, ids (b, T) and attention mask (b, T), int64 on `device`.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        width = -(-len(rows[indices[0]]) // multiple_of) * multiple_of
-        ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
+        ids = torch.full((len(indices), len(rows[indices[0]])), pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for k, i in enumerate(indices):
             ids[k, : len(rows[i])] = torch.tensor(rows[i])

@@ -6,7 +6,6 @@ python ./eval/inspect_rewards.py --task_type qa --generations runs/hierarchical.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -15,19 +14,15 @@ from typing import TYPE_CHECKING
 
 from alarm.errors import UserError, report_user_errors
 from alarm.flags import check_model_name, parser, positive_int, resolve_policy
-from alarm.grammar import Checker, make_checker
+from alarm.grammar import make_checker
 from alarm.spans import find_splitter
-from alarm.tasks import long_form_qa, translation
-from alarm.tasks.long_form_qa import QAAspects, QASettings, check_reward_models, load_examples
-from alarm.tasks.translation import MTAspects, MTSettings
+from alarm.tasks.long_form_qa import check_reward_models, load_examples
 
 if TYPE_CHECKING:
-    from alarm.loop import Scorer
     from alarm.rewards import RewardRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = {"qa": "long-form-QA/train_ppo.py", "mt": "MT/train_ppo.py"}
-ASPECTS = {"qa": long_form_qa.ASPECTS, "mt": translation.ASPECTS}
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -95,35 +90,6 @@ def questions_of(queries: list[str], path: str) -> list[dict]:
     return [rows[query] for query in queries]
 
 
-def make_scorer(task: str, args: argparse.Namespace, tokenizer, checker: Checker | None, max_tokens: int) -> Scorer:
-    """What train_ppo.py makes of the same flags. `checker`: mt's."""
-    import torch
-
-    from alarm.holistic import HolisticModel
-    from alarm.launch import process_state
-    from alarm.loop import Scorer
-    from alarm.rewards import RewardRecipe
-
-    placed = {"device": process_state().device, "dtype": getattr(torch, args.dtype)}
-    if task == "qa":
-        settings, weights = QASettings.from_flags(args), (args.w_rel, args.w_fact, args.w_comp)
-        aspects = QAAspects(
-            args.reward_model_dir, args.splitter, tokenizer, settings, batch_size=args.rm_max_batch_size, **placed
-        )
-    else:
-        weights = (args.w_read, args.w_grammar, args.w_confidence)
-        aspects = MTAspects(checker, tokenizer, MTSettings.from_flags(args))
-    names = ASPECTS[task]
-    holistic = HolisticModel.load(args.holistic_model, **placed)
-    return Scorer(
-        aspects=aspects,
-        aspect_names=names,
-        holistic=functools.partial(holistic.score, max_length=max_tokens, batch_size=args.rm_max_batch_size),
-        recipe=RewardRecipe.from_flags(args, dict(zip(names, weights, strict=True))),
-        truncated=lambda: getattr(aspects, "truncated", {}) | {"holistic": holistic.truncated},
-    )
-
-
 def settings_shown(task: str, args: argparse.Namespace, recipe: RewardRecipe) -> dict[str, str]:
     """What the rewards were made with, for the head of the report."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
@@ -147,8 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. whatever can be wrong without loading a model
     check_own_flags(args)
-    script = training_script(args.task_type)
-    recipe_args = script.parse_args(["--save_dir", "unused", *rest])
+    recipe_args = training_script(args.task_type).parse_args(["--save_dir", "unused", *rest])
     from alarm.inspection import Generation, choose, read_generations_to_inspect
 
     if args.generations is not None:
@@ -174,12 +139,17 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. the rewards, as train_ppo.py makes them; score, place, check
     from alarm.inspection import Report, html_report, inspect_generations, print_report
+    from alarm.launch import process_state
     from alarm.policy import load_tokenizer
     from alarm.report import screen
+    from alarm.scorers import mt_scorer, qa_scorer
 
     tokenizer = load_tokenizer(policy)
     try:
-        scorer = make_scorer(args.task_type, recipe_args, tokenizer, checker, script.HOLISTIC_MAX_TOKENS)
+        if args.task_type == "qa":
+            scorer = qa_scorer(recipe_args, tokenizer, process_state().device)
+        else:
+            scorer = mt_scorer(recipe_args, tokenizer, process_state().device, checker)
         inspections = inspect_generations(chosen, examples, tokenizer, scorer, recipe_args.rm_max_batch_size)
     finally:
         if checker is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 from pathlib import Path
 
 from alarm.calibration import use_calibration
 from alarm.errors import report_user_errors
 from alarm.flags import (
-    HOLISTIC_MAX_TOKENS,
     add_ppo_flags,
     check_model_name,
     check_ppo_flags,
@@ -95,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     # 1. whatever can be wrong without loading a model
     check_ppo_flags(args)
     check_launch()
-    from alarm.tasks.long_form_qa import ASPECTS, QAAspects, QASettings, check_reward_models, load_examples
+    from alarm.tasks.long_form_qa import ASPECTS, check_reward_models, load_examples
 
     test_file = args.train_file if args.test_on_train else args.test_file
     files = {"test": test_file} if args.test else {"train": args.train_file, "dev": args.dev_file}
@@ -103,43 +101,24 @@ def main(argv: list[str] | None = None) -> None:
     policy = resolve_policy(args.policy_ckpt)
     check_reward_models(args.reward_model_dir, ASPECTS)
     check_model_name(args.holistic_model, "--holistic_model")
-    find_splitter(args.splitter)
+    splitter = find_splitter(args.splitter)
     run = Run(args.save_dir, vars(args))
     if not args.test:
         run.check(args.resume)
     scales = use_calibration(args, "qa", policy, (args.max_input_len, args.max_generated_len))
 
     # 2. the prompts as the policy reads them
-    import torch
-
-    from alarm.loop import Scorer, run_test, run_training
+    from alarm.loop import run_test, run_training
     from alarm.policy import build_trainer, encode_splits, load_tokenizer
+    from alarm.scorers import qa_scorer
 
     state = process_state()
     tokenizer = load_tokenizer(policy)
     prompts = encode_splits(tokenizer, examples, lambda row: row["text"], args.max_input_len, files)
 
     # 3. the rewards, then the policy
-    from alarm.holistic import HolisticModel
-    from alarm.rewards import RewardRecipe
-
-    placed = {"device": state.device, "dtype": getattr(torch, args.dtype)}
-    settings = QASettings.from_flags(args)
-    aspects = QAAspects(
-        args.reward_model_dir, args.splitter, tokenizer, settings, batch_size=args.rm_max_batch_size, **placed
-    )
-    state.print(f"sentence splitter: {aspects.splitter.name}")
-    holistic = HolisticModel.load(args.holistic_model, **placed)
-    weights = {"relevance": args.w_rel, "factuality": args.w_fact, "completeness": args.w_comp}
-    scorer = Scorer(
-        aspects=aspects,
-        aspect_names=ASPECTS,
-        holistic=functools.partial(
-            holistic.score, max_length=HOLISTIC_MAX_TOKENS["qa"], batch_size=args.rm_max_batch_size
-        ),
-        recipe=RewardRecipe.from_flags(args, weights),
-        truncated=lambda: aspects.truncated | {"holistic": holistic.truncated},
-    )
+    state.print(f"sentence splitter: {splitter}")
+    scorer = qa_scorer(args, tokenizer, state.device)
     ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
 
     # 4. generate and score, or train
