@@ -1,22 +1,30 @@
-"""From human feedback to training examples of the reward models, and the metrics that judge them.
-
-A feedback row marks errors in its first answer by character spans, lists what that answer leaves out, holds the
-annotator's corrected answer, and compares four answers in pairs.
-"""
+"""Training the aspect reward models of long-form QA from human feedback, and what every preference model shares."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import re
+import math
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .files import read_rows, require_fields
+from .feedback import (
+    IGNORED,
+    Feedback,
+    Pair,
+    completeness_pairs,
+    factuality_labels,
+    load_feedback,
+    relevance_labels,
+    without_shared,
+)
+from .launch import process_state
+from .reward_metrics import classification_metrics, format_metrics, mean_and_deviation, pair_metrics, verdict
 from .spans import subsentence_spans
-from .supervised import fit, load_pretrained
+from .supervised import fit, load_pretrained, share
 from .tasks.long_form_qa import (
     F_ERR,
     LABELS,
@@ -30,162 +38,141 @@ from .tasks.long_form_qa import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from .spans import Span, Splitter
+    from .spans import Splitter
 
-RELEVANCE_ERRORS = frozenset({"Irrelevant", "Redundant", "Incoherent"})
-FACTUALITY_ERRORS = frozenset({"Wrong-Grounding", "Unverifiable"})
-IGNORED = -100
-ANSWERS = ("prediction 1", "prediction 2", "prediction 3", "prediction 4")
-# The order of the six comparisons and their coding, 1 = the first is better, 2 = the second, 0 = tie. Both follow from
-# the data: of the 720 orders of the pairs this one (and its mirror image) is all but transitive, 30 violations in 300
-# rows against 270 for the next; and read this way the better answer has the greater word overlap with the reference
-# in 62% of the comparisons, read the other way round in 38%, by the mirror image in 46%.
-PAIRS = tuple(itertools.combinations(range(4), 2))
-# a sub-sentence has at least this many words, so a shorter span cannot make one irrelevant
-_MIN_SPAN_WORDS = 5
+Encode = Callable[[list[str], list[str]], list[list[int]]]  # prompts, answers -> token ids
+Score = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]  # model, padded batch -> (B,)
 
 
-@dataclass(frozen=True)
-class Feedback:
-    """One question with its prompt and the human feedback on its answers."""
-
-    prompt: str
-    question: str
-    answers: tuple[str, ...]  # the four sampled answers; errors and missing information belong to the first
-    corrected: str  # the first, rewritten by the annotator; may be empty
-    errors: tuple[dict, ...]  # {"error type", "start", "end"}, characters of answers[0]
-    missing: tuple[dict, ...]  # {"error type", "passage_id", "sentence_id"}
-    preference: tuple[int, ...]  # six values over PAIRS
-
-
-def load_feedback(questions_path: str | Path, feedback_path: str | Path) -> list[Feedback]:
-    """Join a questions file and its feedback file by question.
-
-    Raises UserError for a malformed row and for feedback on a question that the questions file lacks.
-    """
-    questions, rows = read_rows(questions_path), read_rows(feedback_path)
-    require_fields(questions, {"text": str, "question": str}, questions_path)
-    require_fields(
-        rows, {"question": str, **dict.fromkeys(ANSWERS, str), "feedback": dict, "preference": list}, feedback_path
+def add_selection_flag(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--selection_share",
+        type=share,
+        default=0.1,
+        help="share of the training questions that only choose the epoch to keep, so that the dev file stays unseen "
+        "until it is measured; 0: train on all and keep the last epoch",
     )
-    prompts = {row["question"]: row["text"] for row in questions}
-    if len(prompts) < len(questions):
-        raise UserError(f"{questions_path} asks a question twice; feedback is joined by question, so remove one")
-    joined = []
-    for number, row in enumerate(rows, start=1):
-        where, given = f"{feedback_path}, row {number}", row["feedback"]
-        if row["question"] not in prompts:
-            raise UserError(f"{where}: {questions_path} has no question {row['question']!r}; give the matching file")
-        if len(row["preference"]) != len(PAIRS) or not set(row["preference"]) <= {0, 1, 2}:
-            raise UserError(f"{where}: 'preference' must hold six values 0 (tie), 1 (first) or 2 (second)")
-        for error in given.get("errors", []):
-            start, end = error.get("start"), error.get("end")
-            inside = isinstance(start, int) and isinstance(end, int) and 0 <= start <= end <= len(row[ANSWERS[0]])
-            if not inside or error.get("error type") not in RELEVANCE_ERRORS | FACTUALITY_ERRORS:
-                raise UserError(f"{where}: {error} is no error span of 'prediction 1'; mend or remove it")
-        joined.append(
-            Feedback(
-                prompt=prompts[row["question"]],
-                question=row["question"],
-                answers=tuple(row[name] for name in ANSWERS),
-                corrected=given.get("corrected-prediction", "").strip(),
-                errors=tuple(given.get("errors", [])),
-                missing=tuple(given.get("missing-info", [])),
-                preference=tuple(row["preference"]),
-            )
-        )
-    return joined
 
 
-# --- labels of text units --------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
-def _overlap(unit: Span, error: dict) -> int:
-    """Characters that a unit and an error span share."""
-    return max(0, min(unit[1], error["end"]) - max(unit[0], error["start"]))
+def load_splits(args: argparse.Namespace) -> tuple[list[Feedback], list[Feedback]]:
+    """The feedback to train on, less what the dev file asks too, and the held-out feedback.
 
-
-def relevance_labels(text: str, units: list[Span], errors: tuple[dict, ...]) -> list[int]:
-    """NF_ERR for each sub-sentence that relevance errors cover by half or more, else NO_ERR.
-
-    Spans of fewer words than a sub-sentence has are dropped.
+    `args`: {train,dev}_file and {train,dev}_feedback_file.
     """
-    kept = [
-        error
-        for error in errors
-        if error["error type"] in RELEVANCE_ERRORS
-        and len(text[error["start"] : error["end"]].split()) >= _MIN_SPAN_WORDS
-    ]
-    covered = {index for error in kept for index in range(error["start"], error["end"])}
-    return [
-        NF_ERR if 2 * sum(index in covered for index in range(*unit)) >= unit[1] - unit[0] else NO_ERR for unit in units
-    ]
+    train = load_feedback(args.train_file, args.train_feedback_file)
+    dev = load_feedback(args.dev_file, args.dev_feedback_file)
+    train, shared = without_shared(train, dev, lambda row: row.question)
+    say_shared(shared)
+    return train, dev
 
 
-def factuality_labels(text: str, units: list[Span], errors: tuple[dict, ...]) -> list[int]:
-    """F_ERR for each sentence that a factual error touches, IGNORED where only other errors do, else NO_ERR.
+def say_shared(shared: int) -> None:
+    if shared:
+        process_state().print(f"warning: the dev file asks {shared} of the training questions; not trained on")
 
-    Annotators did not check the facts of what they had marked as irrelevant.
+
+def set_aside(items: list[dict], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """-> items to train on, and those that choose the epoch: all items of `args.selection_share` of the questions.
+
+    None are set aside where there is one epoch, or one question, and so nothing to choose.
     """
-    labels = []
-    for unit in units:
-        kinds = {error["error type"] for error in errors if _overlap(unit, error)}
-        labels.append(F_ERR if kinds & FACTUALITY_ERRORS else IGNORED if kinds else NO_ERR)
-    return labels
-
-
-# --- pairs of answers ------------------------------------------------------------------------------------------------
+    questions = list(dict.fromkeys(item["question"] for item in items))
+    steps_an_epoch = math.ceil(len(items) / (args.batch_size * process_state().num_processes))
+    epochs = args.max_steps / steps_an_epoch if args.max_steps else args.num_epochs
+    if not args.selection_share or epochs <= 1 or len(questions) < 2:
+        return items, []
+    count = max(1, round(args.selection_share * len(questions)))
+    chosen = set(random.Random(args.seed).sample(questions, count))
+    process_state().print(f"{count} of the {len(questions)} training questions choose the epoch")
+    return [i for i in items if i["question"] not in chosen], [i for i in items if i["question"] in chosen]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two answers to one prompt, the first one better."""
+class LabelledAnswer:
+    """One answer as a token classifier reads it."""
 
-    prompt: str
-    chosen: str
-    rejected: str
-    kind: str  # where the pair comes from
-
-
-def preference_pairs(row: Feedback) -> list[Pair]:
-    """The comparisons of a row that are no ties."""
-    pairs = []
-    for (first, second), verdict in zip(PAIRS, row.preference, strict=True):
-        if verdict:
-            better, worse = (first, second) if verdict == 1 else (second, first)
-            pairs.append(Pair(row.prompt, row.answers[better], row.answers[worse], "preference"))
-    return pairs
+    question: str
+    context: str
+    units: list[str]  # K
+    labels: list[int]  # K
 
 
-def completeness_pairs(row: Feedback, splitter: Splitter) -> list[Pair]:
-    """Pairs whose order by covered information is sure.
+def label_answers(aspect: str, rows: list[Feedback], splitter: Splitter) -> list[LabelledAnswer]:
+    """The first answer of each row, its sub-sentences or sentences labelled; answers without a label are left out."""
+    found = []
+    for row, sentences in zip(rows, splitter([row.answers[0] for row in rows]), strict=True):
+        text = row.answers[0]
+        if aspect == "relevance":
+            context, spans = relevance_context(row.question), subsentence_spans(text, sentences)
+            labels = relevance_labels(text, spans, row.errors)
+        else:
+            context, spans = factuality_context(row.prompt), sentences
+            labels = factuality_labels(text, spans, row.errors)
+        if any(label != IGNORED for label in labels):
+            found.append(LabelledAnswer(row.question, context, [text[start:end] for start, end in spans], labels))
+    return found
 
-    `added`: the corrected answer against the first answer, where that one was found to miss information.
-    `left out`: the corrected answer against itself less its longest sentence.
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, answers: list[LabelledAnswer], max_length: int
+) -> tuple[list[dict], int]:
+    """-> items {input_ids, labels (IGNORED but at the separators), question}, and how many inputs lost their end.
+
+    Answers of which no labelled unit is left within `max_length` tokens are left out.
     """
-    if not row.corrected:
-        return []
-    pairs = []
-    if row.missing:
-        pairs.append(Pair(row.prompt, row.corrected, row.answers[0].strip(), "added"))
-    sentences = splitter([row.corrected])[0]
-    if len(sentences) > 1:
-        gone = max(sentences, key=lambda span: span[1] - span[0])
-        rest = " ".join(row.corrected[start:end] for start, end in sentences if (start, end) != gone)
-        pairs.append(Pair(row.prompt, row.corrected, rest, "left out"))
-    return pairs
+    if not answers:
+        return [], 0
+    inputs = [unit_words(answer.context, answer.units, tokenizer.sep_token) for answer in answers]
+    encoded = tokenizer(
+        [words for words, _ in inputs], is_split_into_words=True, truncation=True, max_length=max_length
+    )
+    items, cut = [], 0
+    for i, (answer, (_, separators)) in enumerate(zip(answers, inputs, strict=True)):
+        label_of_word = dict(zip(separators, answer.labels, strict=True))
+        labels, seen = [], set()
+        for word in encoded.word_ids(i):
+            labels.append(label_of_word.get(word, IGNORED) if word not in seen else IGNORED)
+            seen.add(word)
+        cut += bool(encoded.encodings[i].overflowing)
+        if any(label != IGNORED for label in labels):
+            items.append({"input_ids": encoded["input_ids"][i], "labels": labels, "question": answer.question})
+    return items, cut
 
 
-def load_pairs(path: str | Path) -> list[Pair]:
-    """Read {prompt, chosen, rejected} rows."""
-    rows = read_rows(path)
-    require_fields(rows, dict.fromkeys(("prompt", "chosen", "rejected"), str), path)
-    return [Pair(row["prompt"], row["chosen"], row["rejected"], "pair") for row in rows]
+def encode_pairs(encode: Encode, pairs: list[Pair]) -> list[dict]:
+    """-> items {input_ids: the chosen text, rejected_ids: the other, question}."""
+    prompts = [pair.prompt for pair in pairs]
+    chosen = encode(prompts, [pair.chosen for pair in pairs])
+    rejected = encode(prompts, [pair.rejected for pair in pairs])
+    return [
+        {"input_ids": a, "rejected_ids": b, "question": pair.question}
+        for a, b, pair in zip(chosen, rejected, pairs, strict=True)
+    ]
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+def encode_training_pairs(encode: Encode, pairs: list[Pair], max_length: int) -> list[dict]:
+    """`encode_pairs` less the pairs of which both sides read the same, which are counted and said.
+
+    Raises UserError where none is left.
+    """
+    items = encode_pairs(encode, pairs)
+    told_apart = [item for item in items if item["input_ids"] != item["rejected_ids"]]
+    if not told_apart:
+        raise UserError(
+            f"cut to {max_length} tokens both answers of each of the {len(items)} training pairs read the same; "
+            "give a longer --max_length, or a model that takes longer inputs"
+        )
+    if len(told_apart) < len(items):
+        process_state().print(f"{len(items) - len(told_apart)} training pairs left out: both answers read the same")
+    return told_apart
+
+
+# --- batches and losses ----------------------------------------------------------------------------------------------
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -205,7 +192,7 @@ def collate_pairs(tokenizer):
     return collate
 
 
-def pair_loss(score):
+def pair_loss(score: Score):
     """The Bradley-Terry loss of a batch from `collate_pairs`; `score(model, batch)` -> (2B,)."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -215,146 +202,28 @@ def pair_loss(score):
     return loss
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+def balanced_weights(items: list[dict]) -> list[float]:
+    """A weight for each of LABELS: units / (classes * units of the class), 0 for a label that does not occur."""
+    labels = [label for item in items for label in item["labels"] if label != IGNORED]
+    counts = [labels.count(number) for number in range(len(LABELS))]
+    classes = sum(count > 0 for count in counts)
+    return [len(labels) / (classes * count) if count else 0.0 for count in counts]
 
 
-def auroc(scores: list[float], positive: list[bool]) -> float | None:
-    """P(score of a positive > score of a negative), ties counting half; None where a class is absent."""
-    ranked = sorted(zip(scores, positive, strict=True), key=lambda pair: pair[0])
-    n_positive = sum(positive)
-    n_negative = len(ranked) - n_positive
-    if not n_positive or not n_negative:
-        return None
-    wins, below = 0.0, 0
-    for _, group in itertools.groupby(ranked, key=lambda pair: pair[0]):
-        flags = [flag for _, flag in group]
-        negatives = len(flags) - sum(flags)
-        wins += sum(flags) * (below + negatives / 2)
-        below += negatives
-    return wins / (n_positive * n_negative)
+def unit_loss(class_weights: list[float] | None):
+    """Cross-entropy at the labelled separators of a batch, weighted by class where weights are given."""
 
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        from torch.nn.functional import cross_entropy
 
-def f1(predicted: list[bool], actual: list[bool]) -> float:
-    """2 tp / (2 tp + fp + fn); 0 where there is nothing to find and nothing found."""
-    hits = sum(p and a for p, a in zip(predicted, actual, strict=True))
-    total = sum(predicted) + sum(actual)
-    return 2 * hits / total if total else 0.0
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        weights = None if class_weights is None else logits.new_tensor(class_weights)
+        return cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), weights, ignore_index=IGNORED)
 
-
-def classification_metrics(margins: list[float], is_error: list[bool]) -> dict:
-    """Metrics of one error class against `no error`. A margin above 0 says error."""
-    said = [margin > 0 for margin in margins]
-    share = sum(is_error) / len(is_error)
-    return {
-        "units": len(is_error),
-        "error_share": share,
-        "accuracy": sum(p == a for p, a in zip(said, is_error, strict=True)) / len(said),
-        "baseline_accuracy": max(share, 1 - share),
-        "f1_error": f1(said, is_error),
-        "f1_no_error": f1([not p for p in said], [not a for a in is_error]),
-        "auroc": auroc(margins, is_error),
-    }
-
-
-def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) -> dict:
-    """Pairwise accuracy (a tie counts half), beside that of guessing and of `the longer answer wins`, per kind too."""
-
-    def accuracy(first: list[float], second: list[float]) -> float:
-        return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(first, second, strict=True)) / len(first)
-
-    def measure(index: list[int]) -> dict:
-        return {
-            "pairs": len(index),
-            "pairwise_accuracy": accuracy([chosen[i] for i in index], [rejected[i] for i in index]),
-            "baseline_accuracy": 0.5,
-            "longer_wins_accuracy": accuracy(
-                [len(words(pairs[i].chosen)) for i in index], [len(words(pairs[i].rejected)) for i in index]
-            ),
-        }
-
-    metrics = measure(list(range(len(pairs))))
-    kinds = sorted({pair.kind for pair in pairs})
-    if len(kinds) > 1:
-        metrics["kinds"] = {k: measure([i for i, pair in enumerate(pairs) if pair.kind == k]) for k in kinds}
-    return metrics
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\S+", text)
-
-
-def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Mean and sample deviation (0 for a single value)."""
-    mean = sum(values) / len(values)
-    deviation = (sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) ** 0.5
-    return mean, deviation
-
-
-def format_metrics(metrics: dict, title: str) -> str:
-    """A two-column table of the numbers in `metrics`, nested ones indented."""
-    lines = [title]
-
-    def add(values: dict, indent: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                lines.append(f"{indent}{name}")
-                add(value, indent + "  ")
-            else:
-                shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-                lines.append(f"{indent}{name:<{30 - len(indent)}}{shown:>12}")
-
-    add(metrics, "  ")
-    return "\n".join(lines)
+    return loss
 
 
 # --- training an aspect ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """One answer as a token classifier reads it."""
-
-    context: str
-    units: list[str]  # K
-    labels: list[int]  # K
-
-
-def label_answers(aspect: str, rows: list[Feedback], splitter: Splitter) -> list[LabelledAnswer]:
-    """The first answer of each row, its sub-sentences or sentences labelled; answers without a label are left out."""
-    found = []
-    for row, sentences in zip(rows, splitter([row.answers[0] for row in rows]), strict=True):
-        text = row.answers[0]
-        if aspect == "relevance":
-            context, spans = relevance_context(row.question), subsentence_spans(text, sentences)
-            labels = relevance_labels(text, spans, row.errors)
-        else:
-            context, spans = factuality_context(row.prompt), sentences
-            labels = factuality_labels(text, spans, row.errors)
-        if any(label != IGNORED for label in labels):
-            found.append(LabelledAnswer(context, [text[start:end] for start, end in spans], labels))
-    return found
-
-
-def encode_answers(
-    tokenizer: PreTrainedTokenizerBase, answers: list[LabelledAnswer], max_length: int
-) -> tuple[list[dict], int]:
-    """-> items {input_ids, labels (IGNORED but at the separators)}, and how many inputs lost their end."""
-    inputs = [unit_words(answer.context, answer.units, tokenizer.sep_token) for answer in answers]
-    encoded = tokenizer(
-        [words for words, _ in inputs], is_split_into_words=True, truncation=True, max_length=max_length
-    )
-    items, cut = [], 0
-    for i, (answer, (_, separators)) in enumerate(zip(answers, inputs, strict=True)):
-        label_of_word = dict(zip(separators, answer.labels, strict=True))
-        word_ids = encoded.word_ids(i)
-        labels, seen = [], set()
-        for word in word_ids:
-            labels.append(label_of_word.get(word, IGNORED) if word not in seen else IGNORED)
-            seen.add(word)
-        cut += bool(encoded.encodings[i].overflowing)
-        if any(label != IGNORED for label in labels):
-            items.append({"input_ids": encoded["input_ids"][i], "labels": labels})
-    return items, cut
 
 
 def train_aspect(
@@ -362,58 +231,112 @@ def train_aspect(
 ) -> dict:
     """Train the reward model of `aspect` from `args.model_path`, measure it on `dev`, write `args.save_dir`.
 
-    Returns the metrics that are written to metrics.json there. Raises UserError where a split yields no example.
+    Returns the metrics that are written to metrics.json there. Raises UserError, before the model loads, where the
+    feedback or the model's kind leaves nothing to learn.
     """
     if aspect == "completeness":
         return _train_completeness(train, dev, splitter, args)
     return _train_units(aspect, train, dev, splitter, args)
 
 
+def load_base(name: str, head: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a model that can carry `head` ("TokenClassification", "SequenceClassification").
+
+    Raises UserError for a model of another kind, and for a tokenizer that will not do, before any weight is read.
+    """
+    import transformers
+
+    config = load_pretrained(transformers.AutoConfig.from_pretrained, name)
+    mapping = {
+        "TokenClassification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        "SequenceClassification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }[head]
+    if type(config) not in mapping:
+        raise UserError(f"{name} is a {config.model_type} model, which has no form for {head}; give a Longformer")
+    # the units of a token classifier are words, which byte-level tokenizers take only with a space in front of each
+    extra = {"add_prefix_space": True} if head == "TokenClassification" else {}
+    tokenizer = load_pretrained(transformers.AutoTokenizer.from_pretrained, name, **extra)
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {name} is a slow one; save it as tokenizer.json")
+    if head == "TokenClassification" and tokenizer.sep_token is None:
+        raise UserError(
+            f"{name} is a {config.model_type} model whose tokenizer has no separator token, at which units are judged; "
+            "give a Longformer"
+        )
+    return config, tokenizer
+
+
+def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> int:
+    """--max_length, or what the model takes where that is less."""
+    from .checkpoints import position_limit
+
+    return min(args.max_length, position_limit(config, tokenizer))
+
+
 def _train_units(aspect, train, dev, splitter, args) -> dict:
-    from transformers import (
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-        DataCollatorForTokenClassification,
-        set_seed,
-    )
+    from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, set_seed
+
+    from .longformer import accelerate_longformer
 
     set_seed(args.seed)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.model_path, add_prefix_space=True)
-    model = load_pretrained(
-        AutoModelForTokenClassification.from_pretrained,
-        args.model_path,
-        dtype="float32",
-        num_labels=len(LABELS),
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: number for number, name in enumerate(LABELS)},
-    )
-    max_length = min(args.max_length, position_limit_of(model, tokenizer))
+    config, tokenizer = load_base(args.model_path, "TokenClassification")
+    max_length = length_limit(config, tokenizer, args)
+    error = NF_ERR if aspect == "relevance" else F_ERR
     items = {}
     for split, rows in (("train", train), ("dev", dev)):
-        items[split], cut = encode_answers(tokenizer, label_answers(aspect, rows, splitter), max_length)
+        answers = label_answers(aspect, rows, splitter)
+        require_examples(answers, split, aspect)
+        items[split], cut = encode_answers(tokenizer, answers, max_length)
+        if not items[split]:
+            raise UserError(
+                f"cut to {max_length} tokens no {split} input holds a labelled unit; give a longer --max_length, "
+                "or a model that takes longer inputs"
+            )
         _say(split, f"{len(items[split])} answers, {_label_counts(items[split])}", cut, max_length)
-        _require(items[split], split, aspect)
-    error = NF_ERR if aspect == "relevance" else F_ERR
+    for label in (error, NO_ERR):
+        if not any(label in item["labels"] for item in items["train"]):
+            absent = "sentence without an error" if label == NO_ERR else f"{aspect} error"
+            raise UserError(f"the training feedback holds no {absent}: there is nothing to tell apart; give more")
 
-    def finish(model) -> dict:
-        margins, is_error = unit_margins(model, tokenizer.pad_token_id, items["dev"], error, args.batch_size)
-        metrics = {"aspect": aspect, "splitter": splitter.name, "dev": classification_metrics(margins, is_error)}
-        _print_once(format_metrics(metrics["dev"], f"{aspect} on {args.dev_file}"))
-        return metrics
+    model = accelerate_longformer(
+        load_pretrained(
+            AutoModelForTokenClassification.from_pretrained,
+            args.model_path,
+            dtype="float32",
+            num_labels=len(LABELS),
+            id2label=dict(enumerate(LABELS)),
+            label2id={name: number for number, name in enumerate(LABELS)},
+        )
+    )
 
-    collate = DataCollatorForTokenClassification(tokenizer)
-    return fit(model, tokenizer, items["train"], items["dev"], collate, args, finish=finish)
+    def finish(model: nn.Module, folder: Path) -> dict:
+        margins, is_error, questions = unit_margins(model, tokenizer.pad_token_id, items["dev"], error, args.batch_size)
+        metrics = classification_metrics(margins, is_error, questions)
+        return _report(aspect, metrics, splitter, args)
+
+    pad = DataCollatorForTokenClassification(tokenizer)
+    to_train, to_select = set_aside(items["train"], args)
+    return fit(
+        model,
+        tokenizer,
+        to_train,
+        to_select or items["dev"],
+        lambda batch: pad([{"input_ids": item["input_ids"], "labels": item["labels"]} for item in batch]),
+        args,
+        unit_loss(balanced_weights(to_train) if args.class_weights == "balanced" else None),
+        finish,
+        keep_last=not to_select,
+    )
 
 
 def _train_completeness(train, dev, splitter, args) -> dict:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    from .longformer import accelerate_longformer
 
     set_seed(args.seed)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.model_path)
-    model = load_pretrained(
-        AutoModelForSequenceClassification.from_pretrained, args.model_path, dtype="float32", num_labels=1
-    )
-    max_length = min(args.max_length, position_limit_of(model, tokenizer))
+    config, tokenizer = load_base(args.model_path, "SequenceClassification")
+    max_length = length_limit(config, tokenizer, args)
     cut = 0
 
     def encode(prompts: list[str], answers: list[str]) -> list[list[int]]:
@@ -423,52 +346,66 @@ def _train_completeness(train, dev, splitter, args) -> dict:
         cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         return encoded["input_ids"]
 
-    def score(model, batch) -> Tensor:
+    def score(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
 
     pairs = {
         split: [pair for row in rows for pair in completeness_pairs(row, splitter)]
         for split, rows in (("train", train), ("dev", dev))
     }
-    _require(pairs["train"], "train", "completeness")
-    _require(pairs["dev"], "dev", "completeness")
+    for split, found in pairs.items():
+        require_examples(found, split, "completeness")
+    items = encode_training_pairs(encode, pairs["train"], max_length)
+    dev_items = encode_pairs(encode, pairs["dev"])
+    _say("train and dev", f"{len(items)} and {len(pairs['dev'])} pairs", cut, max_length)
 
-    def finish(model) -> dict:
-        metrics = measure_preferences(model, tokenizer.pad_token_id, score, encode, pairs["dev"], dev, args.batch_size)
-        metrics = {"aspect": "completeness", "splitter": splitter.name, **metrics}
-        _print_once(format_metrics(metrics["dev"], f"completeness on {args.dev_file}"))
-        mean, deviation = metrics["score_mean"], metrics["score_std"]
-        _print_once(f"dev answers: --completeness_reward_mean {mean:.6g} --completeness_reward_std {deviation:.6g}")
-        return metrics
+    model = accelerate_longformer(
+        load_pretrained(
+            AutoModelForSequenceClassification.from_pretrained, args.model_path, dtype="float32", num_labels=1
+        )
+    )
 
-    items = {split: encode_pairs(encode, pairs[split]) for split in pairs}
-    _say("train and dev", f"{len(items['train'])} and {len(items['dev'])} pairs", cut, max_length)
-    return fit(model, tokenizer, items["train"], items["dev"], collate_pairs(tokenizer), args, pair_loss(score), finish)
+    def finish(model: nn.Module, folder: Path) -> dict:
+        found = measure_preferences(model, tokenizer.pad_token_id, score, encode, pairs["dev"], dev, args.batch_size)
+        process_state().print(
+            f"dev answers: --completeness_reward_mean {found.mean:.6g} --completeness_reward_std {found.deviation:.6g}"
+        )
+        metrics = _report("completeness", pair_metrics(pairs["dev"], found.chosen, found.rejected), splitter, args)
+        return metrics | {"score_mean": found.mean, "score_std": found.deviation}
+
+    to_train, to_select = set_aside(items, args)
+    return fit(
+        model,
+        tokenizer,
+        to_train,
+        to_select or dev_items,
+        collate_pairs(tokenizer),
+        args,
+        pair_loss(score),
+        finish,
+        keep_last=not to_select,
+    )
 
 
-def encode_pairs(encode, pairs: list[Pair]) -> list[dict]:
-    """-> items {input_ids: the chosen text, rejected_ids: the other}; `encode(prompts, answers)` -> lists of ids."""
-    prompts = [pair.prompt for pair in pairs]
-    chosen = encode(prompts, [pair.chosen for pair in pairs])
-    rejected = encode(prompts, [pair.rejected for pair in pairs])
-    return [{"input_ids": a, "rejected_ids": b} for a, b in zip(chosen, rejected, strict=True)]
+def _report(aspect: str, metrics: dict, splitter: Splitter, args: argparse.Namespace) -> dict:
+    """Print the held-out metrics of an aspect; -> what metrics.json says of them."""
+    process_state().print(format_metrics(aspect, metrics, f"{aspect} on {args.dev_file}"))
+    summary = verdict(aspect, metrics["comparisons"])[-1]
+    return {"aspect": aspect, "splitter": splitter.name, "dev": metrics, "verdict": summary}
 
 
-def position_limit_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
-    from .checkpoints import position_limit
-
-    return position_limit(model.config, tokenizer)
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def unit_margins(
     model: nn.Module, pad_id: int, items: list[dict], error: int, batch_size: int
-) -> tuple[list[float], list[bool]]:
-    """At each labelled separator: logit of `error` less that of no error, and whether the label is `error`."""
+) -> tuple[list[float], list[bool], list[str]]:
+    """At each labelled separator: logit of `error` less that of no error, whether it is `error`, and the question."""
     import torch
 
     from .checkpoints import padded_batches
 
-    margins, is_error = [], []
+    margins, is_error, questions = [], [], []
     device = next(model.parameters()).device
     with torch.inference_mode():
         for indices, ids, mask in padded_batches([item["input_ids"] for item in items], pad_id, batch_size, device):
@@ -479,43 +416,57 @@ def unit_margins(
                     if label != IGNORED:
                         margins.append(difference[row, position].item())
                         is_error.append(label == error)
-    return margins, is_error
+                        questions.append(items[i]["question"])
+    return margins, is_error, questions
 
 
-def measure_preferences(model, pad_id, score, encode, pairs: list[Pair], rows: list[Feedback], batch_size) -> dict:
-    """Pairwise metrics on `pairs`; mean and deviation of the scores of all answers in `rows` (of the pairs if none)."""
+@dataclass(frozen=True)
+class PairScores:
+    """Raw scores of N pairs, and the mean and deviation of all answers that were scored."""
+
+    chosen: list[float]  # N
+    rejected: list[float]  # N
+    mean: float
+    deviation: float
+
+
+def measure_preferences(
+    model: nn.Module,
+    pad_id: int,
+    score: Score,
+    encode: Encode,
+    pairs: list[Pair],
+    rows: list[Feedback],
+    batch_size: int,
+) -> PairScores:
+    """Score both sides of `pairs`; mean and deviation are of all answers in `rows` (of the pairs where there are none).
+
+    Each text is scored once.
+    """
     import torch
 
     from .checkpoints import padded_batches
 
-    device = next(model.parameters()).device
-
-    def scores_of(texts: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        unique = list(dict.fromkeys(texts))
-        ids_of = encode([prompt for prompt, _ in unique], [answer for _, answer in unique])
-        found = {}
-        with torch.inference_mode():
-            for indices, ids, mask in padded_batches(ids_of, pad_id, batch_size, device):
-                values = score(model, {"input_ids": ids, "attention_mask": mask}).float().tolist()
-                found.update((unique[i], value) for i, value in zip(indices, values, strict=True))
-        return found
-
     answers = [(row.prompt, answer) for row in rows for answer in row.answers]
     sides = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    scores = scores_of(answers + sides)
+    unique = list(dict.fromkeys(answers + sides))
+    ids_of = encode([prompt for prompt, _ in unique], [answer for _, answer in unique])
+    scores = {}
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for indices, ids, mask in padded_batches(ids_of, pad_id, batch_size, device):
+            values = score(model, {"input_ids": ids, "attention_mask": mask}).float().tolist()
+            scores.update((unique[i], value) for i, value in zip(indices, values, strict=True))
     mean, deviation = mean_and_deviation([scores[text] for text in answers or sides])
-    return {
-        "dev": pair_metrics(
-            pairs,
-            [scores[pair.prompt, pair.chosen] for pair in pairs],
-            [scores[pair.prompt, pair.rejected] for pair in pairs],
-        ),
-        "score_mean": mean,
-        "score_std": deviation,
-    }
+    return PairScores(
+        [scores[pair.prompt, pair.chosen] for pair in pairs],
+        [scores[pair.prompt, pair.rejected] for pair in pairs],
+        mean,
+        deviation,
+    )
 
 
-def _require(found: list, split: str, what: str) -> None:
+def require_examples(found: list, split: str, what: str) -> None:
     if not found:
         raise UserError(f"the {split} file yields no example for {what}; give more feedback")
 
@@ -526,10 +477,4 @@ def _label_counts(items: list[dict]) -> str:
 
 
 def _say(split: str, what: str, cut: int, max_length: int) -> None:
-    _print_once(f"{split}: {what}; {cut} inputs cut to {max_length} tokens")
-
-
-def _print_once(text: str) -> None:
-    from .launch import process_state
-
-    process_state().print(text)
+    process_state().print(f"{split}: {what}; {cut} inputs cut to {max_length} tokens")

@@ -1,6 +1,6 @@
 """Supervised training through transformers' Trainer: what train_sft.py, train_rm.py and train_holistic share.
 
-One run: a loss per epoch on the training and the dev data, the best epoch kept, the model folder written whole.
+One run: a loss per epoch on the training and the evaluation data, one epoch kept, the model folder written whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .files import write_json
-from .flags import TRACKERS, check_model_name, parser, positive_float, positive_int
+from .flags import TRACKERS, check_model_name, finite_float, parser, positive_float, positive_int
 from .launch import check_launch, process_state
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
         help="tracker of the training curves (trackio wants a pip install of its own)",
     )
     return flags
+
+
+def share(text: str) -> float:
+    """A flag's value from 0 to a half."""
+    value = finite_float(text)
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 0.5")
+    return value
 
 
 def check_save_dir(path: str | Path) -> None:
@@ -75,17 +83,17 @@ class Epoch:
     epoch: float
     step: int
     train_loss: float | None
-    dev_loss: float
+    eval_loss: float
     seconds: float  # since the start of training
+    kept: bool
 
 
 def format_epochs(epochs: list[Epoch]) -> str:
-    best = min(epochs, key=lambda row: row.dev_loss)
-    lines = [f"{'epoch':>7}{'step':>8}{'train loss':>13}{'dev loss':>11}{'seconds':>10}"]
+    lines = [f"{'epoch':>7}{'step':>8}{'train loss':>13}{'eval loss':>11}{'seconds':>10}"]
     for row in epochs:
         train = "-" if row.train_loss is None else f"{row.train_loss:.4f}"
-        mark = "  kept" if row is best else ""
-        lines.append(f"{row.epoch:>7.2f}{row.step:>8}{train:>13}{row.dev_loss:>11.4f}{row.seconds:>10.1f}{mark}")
+        mark = "  kept" if row.kept else ""
+        lines.append(f"{row.epoch:>7.2f}{row.step:>8}{train:>13}{row.eval_loss:>11.4f}{row.seconds:>10.1f}{mark}")
     return "\n".join(lines)
 
 
@@ -93,17 +101,19 @@ def fit(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     train: list[dict],
-    dev: list[dict],
+    evaluation: list[dict],
     collate: Callable[[list[dict]], dict[str, Tensor]],
     args: argparse.Namespace,
     loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None,
-    finish: Callable[[nn.Module], dict] | None = None,
+    finish: Callable[[nn.Module, Path], dict] | None = None,
+    keep_last: bool = False,
 ) -> dict:
-    """Train `model` in place, keep its epoch of least dev loss and write `args.save_dir` whole.
+    """Train `model` in place and write `args.save_dir` whole, with the epoch of least loss on `evaluation`.
 
     Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` stands
-    in for the model's own loss. `finish(model)` measures the kept weights; what it returns is written to metrics.json
-    beside the epochs and given back. Raises UserError for a loss that is not finite.
+    in for the model's own loss. keep_last: write the last epoch, whatever its loss. `finish(model, folder)` measures
+    the kept weights and may add files to the folder that becomes `args.save_dir` (main process only); what it returns
+    is written to metrics.json beside the epochs and given back. Raises UserError for a loss that is not finite.
     """
     import math
 
@@ -141,7 +151,7 @@ def fit(
         def on_evaluate(self, args, state, control, metrics, **kwargs):
             self.seconds.append(time.perf_counter() - self.start)
             if not math.isfinite(metrics["eval_loss"]):
-                raise UserError(f"the dev loss is {metrics['eval_loss']} after step {state.global_step}; lower --lr")
+                raise UserError(f"the loss is {metrics['eval_loss']} after step {state.global_step}; lower --lr")
 
     on_gpu = torch.cuda.is_available()
     watch = Watch()
@@ -163,7 +173,7 @@ def fit(
             logging_strategy="epoch",
             save_total_limit=1,
             save_only_model=True,
-            load_best_model_at_end=True,
+            load_best_model_at_end=not keep_last,
             metric_for_best_model="eval_loss",
             greater_is_better=False,
             train_sampling_strategy="group_by_length",
@@ -174,17 +184,23 @@ def fit(
         ),
         data_collator=collate,
         train_dataset=train,
-        eval_dataset=dev,
+        eval_dataset=evaluation,
         processing_class=tokenizer,
         callbacks=[watch],
     )
-    trainer.train()
-    epochs = epoch_table(trainer.state.log_history, watch.seconds)
+    try:
+        trainer.train()
+    except BaseException:
+        if state.is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    epochs = epoch_table(trainer.state.log_history, watch.seconds, keep_last)
+    state.print(format_epochs(epochs))
 
     model.eval()
     final = work / "final"
     trainer.save_model(str(final))
-    metrics = finish(model) if finish else {}
+    metrics = finish(model, final) if finish else {}
     state.wait_for_everyone()
     if state.is_main_process:
         (final / "training_args.bin").unlink(missing_ok=True)
@@ -195,16 +211,16 @@ def fit(
             save_dir.rmdir()  # empty: checked at the start
         final.rename(save_dir)
         shutil.rmtree(work, ignore_errors=True)
-        print(format_epochs(epochs))
     state.wait_for_everyone()
     return metrics
 
 
-def epoch_table(log_history: list[dict], seconds: list[float]) -> list[Epoch]:
-    """Pair the trainer's training and dev losses by step."""
+def epoch_table(log_history: list[dict], seconds: list[float], keep_last: bool) -> list[Epoch]:
+    """Pair the trainer's training and evaluation losses by step. Kept: the last epoch, or the first of least loss."""
     train_loss = {row["step"]: row["loss"] for row in log_history if "loss" in row}
     evaluations = [row for row in log_history if "eval_loss" in row]
+    kept = evaluations[-1] if keep_last else min(evaluations, key=lambda row: row["eval_loss"])
     return [
-        Epoch(row["epoch"], row["step"], train_loss.get(row["step"]), row["eval_loss"], elapsed)
+        Epoch(row["epoch"], row["step"], train_loss.get(row["step"]), row["eval_loss"], elapsed, row is kept)
         for row, elapsed in zip(evaluations, seconds, strict=True)
     ]

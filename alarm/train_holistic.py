@@ -1,28 +1,36 @@
-"""Train a holistic reward model on preferences between answers (Bradley-Terry), in the UltraRM layout."""
+"""Train a holistic preference reward model on pairs: the UltraRM layout, or any sequence classifier."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import UserError, report_user_errors
+from .feedback import Feedback, Pair, load_feedback, load_pairs, preference_pairs, without_shared
 from .flags import positive_int
 from .launch import process_state
-from .reward_training import Pair, load_feedback, load_pairs, preference_pairs
-from .supervised import check_training, load_pretrained, training_parser
+from .reward_training import add_selection_flag, say_shared
+from .supervised import check_training, fit, load_pretrained, training_parser
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags = training_parser(__doc__, model_path="openbmb/UltraRM-13b", num_epochs=1.0, batch_size=8, lr=1e-5)
     add = flags.add_argument
     pairs = "rows {prompt, chosen, rejected}; with its feedback file: questions of long-form QA"
-    for split, use in (("train", "trained on"), ("dev", "held out")):
+    for split, use in (("train", "trained on"), ("dev", "held out, on which the trained model is measured")):
         add(f"--{split}_file", required=True, help=f"{use}: {pairs}")
         add(f"--{split}_feedback_file", help="six preferences between four answers per question of the file above")
     add("--max_length", type=positive_int, default=1230, help="tokens of an input; the prompt loses what is too much")
+    add_selection_flag(flags)
     return flags.parse_args(argv)
 
 
-def load_split(path: str, feedback_path: str | None) -> tuple[list[Pair], list]:
+def load_split(path: str, feedback_path: str | None) -> tuple[list[Pair], list[Feedback]]:
     """The pairs of a split, and its feedback rows where it has some."""
     rows = load_feedback(path, feedback_path) if feedback_path else []
     pairs = [pair for row in rows for pair in preference_pairs(row)] if feedback_path else load_pairs(path)
@@ -37,23 +45,57 @@ def main(argv: list[str] | None = None) -> None:
     check_training(args)
     train, _ = load_split(args.train_file, args.train_feedback_file)
     dev, dev_rows = load_split(args.dev_file, args.dev_feedback_file)
+    train, shared = without_shared(train, dev, lambda pair: pair.question)
+    say_shared(shared)
     train_preferences(train, dev, dev_rows, args)
 
 
+def check_classifier(config: PretrainedConfig, name: str) -> bool:
+    """Whether the model takes the UltraRM layout: a Llama that is no sequence classifier yet.
+
+    Raises UserError for what can carry neither that layout nor a classification head.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    architecture = (config.architectures or [""])[0]
+    if config.model_type == "llama" and not architecture.endswith("ForSequenceClassification"):
+        return True
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(
+            f"{name} is a {config.model_type} model, which has no form for sequence classification; "
+            "give a llama or a model that has one"
+        )
+    return False
+
+
 def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: argparse.Namespace) -> dict:
-    """Train from a Llama body, or on from a model in the UltraRM layout; write `args.save_dir`, return the metrics."""
-    from transformers import AutoConfig, AutoTokenizer, set_seed
+    """Train from a Llama (UltraRM layout) or any sequence classifier; write `args.save_dir`, return the metrics."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     from .holistic import HolisticModel, LlamaRewardModel
-    from .reward_training import collate_pairs, encode_pairs, format_metrics, measure_preferences, pair_loss
-    from .supervised import fit
+    from .reward_metrics import calibration, draw_calibration, format_calibration, format_metrics, pair_metrics, verdict
+    from .reward_training import (
+        collate_pairs,
+        encode_pairs,
+        encode_training_pairs,
+        length_limit,
+        measure_preferences,
+        pair_loss,
+        set_aside,
+    )
 
     set_seed(args.seed)
+    show = process_state().print
     config = load_pretrained(AutoConfig.from_pretrained, args.model_path)
-    if config.model_type != "llama":
-        raise UserError(f"{args.model_path} is a {config.model_type} model; the UltraRM layout needs a llama")
-    model = load_pretrained(LlamaRewardModel.from_pretrained, args.model_path, dtype="float32")
+    ultra = check_classifier(config, args.model_path)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.model_path)
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {args.model_path} is a slow one; save it as tokenizer.json")
+    if ultra:
+        model = load_pretrained(LlamaRewardModel.from_pretrained, args.model_path, dtype="float32")
+    else:
+        load = AutoModelForSequenceClassification.from_pretrained
+        model = load_pretrained(load, args.model_path, dtype="float32", num_labels=1)
     reader = HolisticModel(model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(reader.pad_id)
@@ -61,21 +103,43 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
     def encode(prompts: list[str], answers: list[str]) -> list[list[int]]:
         return reader.encode(prompts, answers, args.max_length)
 
-    def score(model, batch):
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    def score(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return output if ultra else output.logits[:, 0]
 
-    def finish(model) -> dict:
-        metrics = measure_preferences(model, reader.pad_id, score, encode, dev, dev_rows, args.batch_size)
-        show = process_state().print
-        show(format_metrics(metrics["dev"], f"preferences on {args.dev_file}"))
-        show(f"dev answers: --ultra_mean {metrics['score_mean']:.6g} --ultra_std {metrics['score_std']:.6g}")
-        return metrics
+    limit = length_limit(config, tokenizer, args)
+    items, dev_items = encode_training_pairs(encode, train, limit), encode_pairs(encode, dev)
+    show(f"train and dev: {len(items)} and {len(dev)} pairs; {reader.truncated} inputs with a prompt cut to fit")
 
-    items = {"train": encode_pairs(encode, train), "dev": encode_pairs(encode, dev)}
-    process_state().print(
-        f"train and dev: {len(train)} and {len(dev)} pairs; {reader.truncated} inputs with a prompt cut to fit"
+    def finish(model: nn.Module, folder: Path) -> dict:
+        found = measure_preferences(model, reader.pad_id, score, encode, dev, dev_rows, args.batch_size)
+        metrics = pair_metrics(dev, found.chosen, found.rejected)
+        curve = calibration(dev, found.chosen, found.rejected)
+        if process_state().is_main_process:
+            draw_calibration(curve, "holistic reward model", folder / "calibration.png")
+        show(f"dev answers: --ultra_mean {found.mean:.6g} --ultra_std {found.deviation:.6g}")
+        show(format_calibration(curve))
+        show(format_metrics("holistic", metrics, f"preferences on {args.dev_file}"))
+        return {
+            "dev": metrics,
+            "verdict": verdict("holistic", metrics["comparisons"])[-1],
+            "calibration": curve,
+            "score_mean": found.mean,
+            "score_std": found.deviation,
+        }
+
+    to_train, to_select = set_aside(items, args)
+    return fit(
+        model,
+        tokenizer,
+        to_train,
+        to_select or dev_items,
+        collate_pairs(tokenizer),
+        args,
+        pair_loss(score),
+        finish,
+        keep_last=not to_select,
     )
-    return fit(model, tokenizer, items["train"], items["dev"], collate_pairs(tokenizer), args, pair_loss(score), finish)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from alarm.errors import report_user_errors
+from alarm.errors import UserError, report_user_errors
 from alarm.flags import positive_int
+from alarm.reward_training import add_selection_flag, load_splits, train_aspect
+from alarm.spans import make_splitter
 from alarm.supervised import check_training, training_parser
 from alarm.tasks.long_form_qa import ASPECTS
 
@@ -18,10 +20,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags = training_parser(__doc__, model_path="allenai/longformer-base-4096", num_epochs=5.0, batch_size=8, lr=3e-5)
     add = flags.add_argument
     add("--aspect", required=True, choices=ASPECTS, help="what the model judges")
-    for split, use in (("train", "trained on"), ("dev", "held out; the epoch of least loss on them is kept")):
+    for split, use in (("train", "trained on"), ("dev", "held out, on which the trained model is measured")):
         add(f"--{split}_file", default=str(DATA / f"{split}.json"), help=f"questions {use}")
         add(f"--{split}_feedback_file", default=str(DATA / f"{split}_feedback.json"), help="the feedback on them")
     add("--max_length", type=positive_int, default=2048, help="tokens of an input; what is longer loses its end")
+    add(
+        "--class_weights",
+        default="none",
+        choices=("none", "balanced"),
+        help="relevance, factuality: weigh units in the loss so that error and no error count the same",
+    )
+    add_selection_flag(flags)
     add("--splitter", default="en_core_web_sm", help="sentence splitter: a spaCy pipeline's name, pysbd or sentencizer")
     return flags.parse_args(argv)
 
@@ -30,13 +39,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_training(args)
-
-    from alarm.reward_training import load_feedback, train_aspect
-    from alarm.spans import make_splitter
-
-    train = load_feedback(args.train_file, args.train_feedback_file)
-    dev = load_feedback(args.dev_file, args.dev_feedback_file)
-    train_aspect(args.aspect, train, dev, make_splitter(args.splitter), args)
+    if args.aspect == "completeness" and args.class_weights != "none":
+        raise UserError("--class_weights is for relevance and factuality; completeness learns from pairs, leave it out")
+    splitter = make_splitter(args.splitter)
+    train, dev = load_splits(args)
+    train_aspect(args.aspect, train, dev, splitter, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Labels, pairs and metrics of reward-model training, by hand and on real feedback rows."""
+"""Labels and pairs of reward-model training, by hand and on real feedback rows, and what the scripts refuse."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import math
@@ -9,25 +10,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from alarm.errors import UserError
-from alarm.reward_training import (
+from alarm.feedback import (
     IGNORED,
     PAIRS,
-    auroc,
-    bradley_terry_loss,
-    classification_metrics,
     completeness_pairs,
-    encode_answers,
-    f1,
     factuality_labels,
-    label_answers,
     load_feedback,
-    pair_metrics,
     preference_pairs,
     relevance_labels,
+    without_shared,
+)
+from alarm.reward_training import (
+    balanced_weights,
+    bradley_terry_loss,
+    encode_answers,
+    encode_training_pairs,
+    label_answers,
+    set_aside,
+    unit_loss,
 )
 from alarm.spans import make_splitter, subsentence_spans
 from alarm.tasks.long_form_qa import F_ERR, NF_ERR, NO_ERR
@@ -151,6 +153,8 @@ def test_completeness_pairs_are_ordered_by_covered_information(rows, splitter):
     assert len(left_out.rejected) < len(row.corrected)
     assert [p.kind for p in completeness_pairs(replace(row, missing=()), splitter)] == ["left out"]
     assert completeness_pairs(replace(row, corrected=""), splitter) == []
+    unchanged = completeness_pairs(replace(row, corrected=row.answers[0].strip()), splitter)
+    assert [p.kind for p in unchanged] in ([], ["left out"])
 
 
 # --- what the model reads is what it will be given -------------------------------------------------------------------
@@ -190,46 +194,62 @@ def _linked(checkpoints, name):
     return folder
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-def test_auroc_by_hand():
-    # positives .9 and .4, negatives .5 and .4: wins 1 + 1 + 0 + a half, of 4
-    assert auroc([0.9, 0.4, 0.5, 0.4], [True, True, False, False]) == 2.5 / 4
-    assert auroc([1.0, 2.0], [True, True]) is None
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30))
-def test_auroc_is_the_share_of_won_pairs(points):
-    scores, flags = [float(s) for s, _ in points], [f for _, f in points]
-    wins = [
-        1.0 if a > b else 0.5 if a == b else 0.0
-        for a, f in zip(scores, flags, strict=True)
-        for b, g in zip(scores, flags, strict=True)
-        if f and not g
-    ]
-    assert auroc(scores, flags) == (pytest.approx(sum(wins) / len(wins)) if wins else None)
-
-
-def test_classification_metrics_by_hand():
-    # said: error, error, none, none; true: error, none, none, none
-    found = classification_metrics([1.0, 0.5, -1.0, 0.0], [True, False, False, False])
-    assert found["accuracy"] == 0.75 and found["baseline_accuracy"] == 0.75
-    assert found["f1_error"] == pytest.approx(2 / 3) and found["f1_no_error"] == pytest.approx(0.8)
-    assert found["auroc"] == 1.0
-    assert f1([False], [False]) == 0.0
-
-
-def test_pair_metrics_by_hand(rows):
-    pairs = preference_pairs(rows[0])[:2]
-    found = pair_metrics(pairs, [1.0, 0.0], [0.0, 0.0])
-    assert found["pairwise_accuracy"] == 0.75  # a win and a tie
+# --- losses and the choice of the epoch ------------------------------------------------------------------------------
 
 
 def test_bradley_terry_loss_by_hand():
     # -log sigmoid(2) and -log sigmoid(-1)
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
     assert bradley_terry_loss(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])).item() == pytest.approx(expected)
+
+
+def test_balanced_weights_let_both_classes_count_the_same():
+    items = [{"labels": [IGNORED, F_ERR, NO_ERR]}, {"labels": [NO_ERR, NO_ERR]}]
+    weights = balanced_weights(items)
+    assert weights == [4 / (2 * 1), 0.0, 4 / (2 * 3)]
+
+    class Fixed(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            # the error unit gets its label with probability p = e / (e + 2), the three others with 1 / (e + 2) each
+            logits = torch.tensor([[1.0, 0.0, 0.0]]).expand(*input_ids.shape, 3)
+            return argparse.Namespace(logits=logits)
+
+    batch = {
+        "input_ids": torch.zeros(2, 3, dtype=torch.long),
+        "attention_mask": torch.ones(2, 3),
+        "labels": torch.tensor([[IGNORED, F_ERR, NO_ERR], [NO_ERR, NO_ERR, IGNORED]]),
+    }
+    error, none = math.log(math.e + 2) - 1, math.log(math.e + 2)
+    assert unit_loss(None)(Fixed(), batch).item() == pytest.approx((error + 3 * none) / 4)
+    assert unit_loss(weights)(Fixed(), batch).item() == pytest.approx((error + none) / 2)
+
+
+def test_the_epoch_is_chosen_on_whole_questions(capsys):
+    items = [{"question": str(i // 3), "number": i} for i in range(30)]
+    args = argparse.Namespace(selection_share=0.2, seed=1, batch_size=4, num_epochs=2.0, max_steps=None)
+    train, choosing = set_aside(items, args)
+    assert sorted(row["number"] for row in train + choosing) == list(range(30))
+    assert len({row["question"] for row in choosing}) == 2 and len(choosing) == 6
+    assert "2 of the 10 training questions choose the epoch" in capsys.readouterr().out
+    # one epoch, or no share: nothing to choose
+    for change in ({"num_epochs": 1.0}, {"max_steps": 8}, {"selection_share": 0.0}):
+        assert set_aside(items, argparse.Namespace(**(vars(args) | change))) == (items, [])
+
+
+def test_pairs_that_read_the_same_teach_nothing(rows, capsys):
+    pairs = preference_pairs(rows[0])
+
+    def first_words(count):
+        return lambda prompts, answers: [answer.split()[:count] for answer in answers]
+
+    whole = encode_training_pairs(first_words(1000), pairs, 1000)
+    assert [item["question"] for item in whole] == [rows[0].question] * len(pairs)
+    with pytest.raises(UserError, match=rf"both answers of each of the {len(pairs)} training pairs read the same"):
+        encode_training_pairs(first_words(0), pairs, 0)
+    same = replace(pairs[0], rejected=pairs[0].chosen)
+    capsys.readouterr()
+    assert len(encode_training_pairs(first_words(1000), [*pairs, same], 1000)) == len(pairs)
+    assert "1 training pairs left out" in capsys.readouterr().out
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -255,6 +275,40 @@ def test_bad_feedback_is_named(tmp_path):
     broken = {**feedback[0], "feedback": {**feedback[0]["feedback"], "errors": [outside]}}
     with pytest.raises(UserError, match=r"row 1.*no error span"):
         load_feedback(good, written(tmp_path, "f.json", [broken]))
+    with pytest.raises(UserError, match=r"row 3: a second row of feedback"):
+        load_feedback(good, written(tmp_path, "f.json", [*feedback, feedback[0]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"errors": None}, "'errors' must be a list"),
+        ({"errors": ["0-5"]}, "0-5 is no error span"),
+        ({"errors": [{"error type": "Odd", "start": 0, "end": 1}]}, "is no error span"),
+        ({"missing-info": "none"}, "'missing-info' must be a list"),
+        ({"corrected-prediction": None}, "'corrected-prediction' must be text"),
+        ({"preference": [1, 2, 0, 0, 1, [2]]}, "six values"),
+        ({"preference": [1, 2, 0, 0, 1, True]}, "six values"),
+    ],
+)
+def test_malformed_feedback_is_named_by_its_row(change, message, tmp_path):
+    questions = json.loads((DATA / "dev.json").read_text())[:2]
+    first, second = json.loads((DATA / "dev_feedback.json").read_text())[:2]
+    for name, value in change.items():
+        holder = second if name == "preference" else second["feedback"]
+        holder[name] = value
+    with pytest.raises(UserError, match=message) as found:
+        load_feedback(written(tmp_path, "q.json", questions), written(tmp_path, "f.json", [first, second]))
+    assert "f.json, row 2" in str(found.value) and "\n" not in str(found.value)
+
+
+def test_what_is_held_out_is_not_trained_on(rows):
+    # case and white space do not make another question
+    asked = [replace(rows[1], question=f" {rows[1].question.upper()}  "), rows[3]]
+    kept, shared = without_shared(rows[:3], asked, lambda row: row.question)
+    assert (kept, shared) == ([rows[0], rows[2]], 1)
+    with pytest.raises(UserError, match="the same 2 questions, so nothing is left"):
+        without_shared(rows[:2], rows[:5], lambda row: row.question)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +320,11 @@ def test_bad_feedback_is_named(tmp_path):
         ({"--model_path": "./no/model"}, "no folder ./no/model"),
         ({"--train_feedback_file": "other.json"}, "has no question"),
         ({"--splitter": "no_pipeline"}, "no_pipeline is not installed"),
+        ({}, "the same 50 questions, so nothing is left to train on"),
+        (
+            {"--aspect": "completeness", "--class_weights": "balanced"},
+            "--class_weights is for relevance and factuality",
+        ),
     ],
 )
 def test_bad_input_of_train_rm_is_one_line(change, message, tmp_path, monkeypatch, capsys):

@@ -36,9 +36,12 @@ def test_epochs_pair_losses_by_step():
         {"eval_loss": 1.5, "step": 5, "epoch": 1.0},
         {"eval_loss": 1.25, "step": 7, "epoch": 1.4},
     ]
-    epochs = epoch_table(history, [3.0, 4.0])
-    assert epochs == [Epoch(1.0, 5, 2.0, 1.5, 3.0), Epoch(1.4, 7, None, 1.25, 4.0)]
-    assert format_epochs(epochs).splitlines()[2].endswith("kept")
+    epochs = epoch_table(history, [3.0, 4.0], keep_last=False)
+    assert epochs == [Epoch(1.0, 5, 2.0, 1.5, 3.0, False), Epoch(1.4, 7, None, 1.25, 4.0, True)]
+    assert [line.endswith("kept") for line in format_epochs(epochs).splitlines()] == [False, False, True]
+    worse_later = [history[1] | {"eval_loss": 1.0}, history[2]]
+    assert [row.kept for row in epoch_table(worse_later, [3.0, 4.0], keep_last=False)] == [True, False]
+    assert [row.kept for row in epoch_table(worse_later, [3.0, 4.0], keep_last=True)] == [False, True]
 
 
 @pytest.mark.parametrize(

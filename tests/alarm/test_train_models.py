@@ -47,22 +47,28 @@ def test_train_sft_writes_a_whole_t5_folder(world, fresh_accelerate, capsys):
     assert AutoTokenizer.from_pretrained(folder).eos_token_id == 1
     assert not before.shared.weight.equal(after.shared.weight)
     epochs = json.loads((folder / "metrics.json").read_text())["epochs"]
-    assert epochs[-1]["step"] == 2 and epochs[-1]["dev_loss"] > 0
-    assert "dev loss" in capsys.readouterr().out
+    assert epochs[-1]["step"] == 2 and epochs[-1]["eval_loss"] > 0 and epochs[-1]["kept"]
+    assert "eval loss" in capsys.readouterr().out
     assert not list(world.glob(".*")) and not (folder / "training_args.bin").exists()
 
 
 @pytest.mark.parametrize(
-    ("aspect", "name"), [("relevance", "rel_rm"), ("factuality", "fact_rm"), ("completeness", "comp_rm")]
+    ("aspect", "name", "more"),
+    [
+        ("relevance", "rel_rm", ["--max_steps", "6"]),
+        ("factuality", "fact_rm", ["--class_weights", "balanced"]),
+        ("completeness", "comp_rm", []),
+    ],
 )
-def test_train_rm_writes_what_scoring_loads(aspect, name, world, fresh_accelerate):
+def test_train_rm_writes_what_scoring_loads(aspect, name, more, world, fresh_accelerate, capsys):
     from alarm.tasks.long_form_qa import TextScorer, UnitClassifier, check_reward_models
 
     flags = flags_of(world, "longformer", f"rm/{name}")
-    load_script("long-form-QA/train_rm.py").main([*flags, "--aspect", aspect, "--splitter", "sentencizer"])
+    load_script("long-form-QA/train_rm.py").main([*flags, "--aspect", aspect, "--splitter", "sentencizer", *more])
     check_reward_models(world / "rm", [aspect])
     config = json.loads((world / "rm" / name / "config.json").read_text())
-    dev = json.loads((world / "rm" / name / "metrics.json").read_text())["dev"]
+    metrics = json.loads((world / "rm" / name / "metrics.json").read_text())
+    dev, said = metrics["dev"], capsys.readouterr().out
     if aspect == "completeness":
         scorer = TextScorer(aspect, world / "rm", "cpu", "float32", 2)
         assert len(scorer(["a question answer: yes", "another answer: no"])) == 2
@@ -71,7 +77,47 @@ def test_train_rm_writes_what_scoring_loads(aspect, name, world, fresh_accelerat
         assert config["id2label"] == {"0": "F-ERR", "1": "NF-ERR", "2": "O"}
         judge = UnitClassifier(aspect, world / "rm", "cpu", "float32", 2)
         assert judge(["question: why answer:"], [["one two", "three"]])[0].shape == (2, 3)
-        assert dev["units"] > 0 and 0 <= dev["accuracy"] <= 1
+        low, high = dev["intervals"]["auroc"]
+        assert dev["units"] > 0 and low <= dev["auroc"] <= high
+    # the verdict is the last line about the model, and the file says the same
+    assert metrics["verdict"].startswith(f"{aspect}: ") and f"\n{metrics['verdict']}\n" in said
+    # only where there are epochs to choose from are questions set aside
+    chosen = "1 of the 8 training questions choose the epoch" in said
+    assert chosen == (aspect == "relevance") and len(metrics["epochs"]) == (3 if chosen else 1)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "base", "change", "message"),
+    [
+        ("relevance", "t5", {}, "tokenizer has no separator token"),
+        ("relevance", "llama", {}, "tokenizer has no separator token"),
+        ("relevance", "longformer", {"--max_length": "9"}, "cut to 9 tokens no train input holds a labelled unit"),
+        ("completeness", "longformer", {"--max_length": "9"}, "both answers of each of the"),
+        ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "no relevance error: there is nothing to"),
+        ("factuality", "longformer", {"--dev_feedback_file": "irrelevant.json"}, "the dev file yields no example for"),
+    ],
+)
+def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
+    aspect, base, change, message, world, fresh_accelerate, capsys, monkeypatch
+):
+    rows = {split: json.loads((world / f"{split}_feedback.json").read_text()) for split in ("train", "dev")}
+    for row in rows["train"]:
+        row["feedback"]["errors"] = []
+    (world / "clean.json").write_text(json.dumps(rows["train"]))
+    for row in rows["dev"]:
+        whole = {"error type": "Irrelevant", "start": 0, "end": len(row["prediction 1"])}
+        row["feedback"]["errors"] = [whole]
+    (world / "irrelevant.json").write_text(json.dumps(rows["dev"]))
+    words = flags_of(world, base, "unwritten")
+    for flag, value in change.items():
+        words += [flag, str(world / value) if value.endswith(".json") else value]
+    monkeypatch.setattr("transformers.AutoModelForTokenClassification.from_pretrained", None)
+    monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_pretrained", None)
+    with pytest.raises(SystemExit) as stop:
+        load_script("long-form-QA/train_rm.py").main([*words, "--aspect", aspect, "--splitter", "sentencizer"])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert not (world / "unwritten").exists()
 
 
 def test_train_holistic_writes_the_ultrarm_layout(world, fresh_accelerate):
@@ -98,20 +144,60 @@ def test_train_holistic_writes_the_ultrarm_layout(world, fresh_accelerate):
     assert scores.std().item() == pytest.approx(metrics["score_std"], abs=1e-5)
 
 
-def test_train_holistic_takes_pairs(world, fresh_accelerate):
+def write_pairs(path, prompts) -> str:
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": "bad"} for i in prompts]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.mark.parametrize(("base", "architecture"), [("llama", "LlamaRewardModel"), ("longformer", "Longformer")])
+def test_train_holistic_takes_pairs(base, architecture, world, fresh_accelerate, capsys):
+    """A Llama takes the UltraRM layout, another model the head of a classifier; both load as --holistic_model."""
+    from alarm import train_holistic
+    from alarm.holistic import HolisticModel
+
+    save_dir = world / f"pairs-{base}"
+    flags = ["--model_path", str(world / "base" / base), "--save_dir", str(save_dir), "--max_steps", "2"]
+    train, dev = write_pairs(world / "train.jsonl", range(8)), write_pairs(world / "dev.jsonl", range(6, 30))
+    train_holistic.main([*flags, "--train_file", train, "--dev_file", dev])
+    metrics = json.loads((save_dir / "metrics.json").read_text())
+    assert (metrics["dev"]["pairs"], metrics["dev"]["questions"]) == (24, 24)
+    said = capsys.readouterr().out
+    assert "warning: the dev file asks 2 of the training questions" in said and "train and dev: 6 and 24 pairs" in said
+    assert json.loads((save_dir / "config.json").read_text())["architectures"][0].startswith(architecture)
+    assert (save_dir / "calibration.png").stat().st_size > 1000 and metrics["calibration"]["bins"][0]["pairs"] == 24
+
+    scores = HolisticModel.load(save_dir).score(["p7", "p7"], ["good 7", "bad"], max_length=64, batch_size=2)
+    assert scores.isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(world, fresh_accelerate, capsys, monkeypatch):
     from alarm import train_holistic
 
-    path = world / "pairs.jsonl"
-    path.write_text("\n".join(json.dumps({"prompt": "p", "chosen": f"good {i}", "rejected": "bad"}) for i in range(8)))
-    flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "pairs"), "--max_steps", "2"]
-    train_holistic.main([*flags, "--train_file", str(path), "--dev_file", str(path)])
-    assert json.loads((world / "pairs" / "metrics.json").read_text())["dev"]["pairs"] == 8
-
-
-def test_a_body_of_another_kind_is_refused(world, fresh_accelerate, capsys):
-    from alarm import train_holistic
-
+    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", lambda a, b: (a - b).mean() * float("nan"))
     with pytest.raises(SystemExit) as stop:
-        train_holistic.main(flags_of(world, "longformer", "other"))
-    assert stop.value.code == 2 and "needs a llama" in capsys.readouterr().err
+        train_holistic.main(flags_of(world, "llama", "exploded"))
+    assert stop.value.code == 2 and "the loss is nan after step 2; lower --lr" in capsys.readouterr().err
+    assert not list(world.glob("*exploded*")) and not list(world.glob(".*exploded*"))
+
+
+def test_a_dev_file_of_the_training_questions_is_refused(world, fresh_accelerate, capsys):
+    from alarm import train_holistic
+
+    path = write_pairs(world / "same.jsonl", range(3))
+    flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "leaked")]
+    with pytest.raises(SystemExit) as stop:
+        train_holistic.main([*flags, "--train_file", path, "--dev_file", path])
+    assert stop.value.code == 2 and "ask the same 3 questions" in capsys.readouterr().err
+
+
+def test_a_model_of_another_kind_is_refused(world, fresh_accelerate, capsys):
+    from transformers import VitsConfig
+
+    from alarm import train_holistic
+
+    VitsConfig().save_pretrained(world / "base" / "speech")
+    with pytest.raises(SystemExit) as stop:
+        train_holistic.main(flags_of(world, "speech", "other"))
+    assert stop.value.code == 2 and "no form for sequence classification" in capsys.readouterr().err
     assert not (world / "other").exists()
