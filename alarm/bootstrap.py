@@ -24,7 +24,7 @@ class Resamples:
 
 
 def resample(prompts: int, seeds: int = 1, draws: int = DRAWS, random_seed: int = 0) -> Resamples:
-    """Draw N prompts, and of S > 1 seeds S - 1, with replacement, `draws` times.
+    """Draw N prompts (or other independent units), and of S > 1 seeds S - 1, with replacement, `draws` times.
 
     S - 1 of S make the variance between seeds unbiased (Rao & Wu 1988); S of S would understate it by a third at S = 3.
     """

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .bootstrap import DRAWS, interval, resample
 from .feedback import Pair
 
-DRAWS = 2000
 _BLOCK = 4_000_000  # weights in memory at a time
 
 Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -53,7 +53,7 @@ def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     return np.divide(wins, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
-def resample(statistics: Statistics, questions: list[str], draws: int = DRAWS, seed: int = 0) -> dict[str, dict]:
+def with_intervals(statistics: Statistics, questions: list[str], draws: int = DRAWS) -> dict[str, dict]:
     """Each statistic with its 95% interval from a bootstrap over questions.
 
     questions: of each of the N examples. -> {name: {"value", "interval": [low, high]}}, None where a statistic is
@@ -62,25 +62,19 @@ def resample(statistics: Statistics, questions: list[str], draws: int = DRAWS, s
     names, member = np.unique(questions, return_inverse=True)
     found = {name: values[0] for name, values in statistics(np.ones((1, len(member)))).items()}
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in found}
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // len(member))
-    for start in range(0, draws if len(names) > 1 else 0, block):
-        times = rng.multinomial(
-            len(names), np.full(len(names), 1 / len(names)), size=min(block, draws - start)
-        )  # (D, questions)
-        for name, values in statistics(times[:, member].astype(float)).items():
-            drawn[name].append(values)
-    return {name: {"value": _number(value), "interval": _interval(drawn[name])} for name, value in found.items()}
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _interval(draws: list[np.ndarray]) -> list[float] | None:
-    values = np.concatenate(draws) if draws else np.empty(0)
-    values = values[np.isfinite(values)]  # a draw may miss a class
-    return np.quantile(values, [0.025, 0.975]).tolist() if len(values) else None
+    if len(names) > 1:
+        counts = resample(len(names), draws=draws).prompts  # (D, questions)
+        block = max(1, _BLOCK // len(member))
+        for start in range(0, draws, block):
+            for name, values in statistics(counts[start : start + block, member].astype(float)).items():
+                drawn[name].append(values)
+    return {
+        name: {
+            "value": float(value) if math.isfinite(value) else None,
+            "interval": interval(np.concatenate(drawn[name])) if drawn[name] else None,  # a draw may miss a class
+        }
+        for name, value in found.items()
+    }
 
 
 # --- metrics of a model ----------------------------------------------------------------------------------------------
@@ -107,7 +101,7 @@ def classification_metrics(margins: list[float], is_error: list[bool], questions
             "auroc": weighted_auroc(scores, true, weights),
         }
 
-    found = resample(statistics, questions)
+    found = with_intervals(statistics, questions)
     area = found["auroc"]
     above = {"value": area["value"] and area["value"] - 0.5, "interval": area["interval"] and _less(area["interval"])}
     return {
@@ -160,7 +154,7 @@ def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) 
             }
 
         questions = [pairs[i].question for i in index]
-        found = resample(statistics, questions)
+        found = with_intervals(statistics, questions)
         length_rule = "longer" if by_length.mean() >= 0.5 else "shorter"
         return {
             "pairs": len(index),
@@ -274,7 +268,7 @@ def calibration(pairs: list[Pair], chosen: list[float], rejected: list[float], b
     parts = np.array_split(np.argsort(predicted, kind="stable"), max(1, min(bins, len(pairs) // 50)))
     table = []
     for part in parts:
-        share = resample(
+        share = with_intervals(
             lambda weights, hit=hits[part]: {"observed": weighted_mean(hit, weights)},
             [pairs[i].question for i in part],
         )["observed"]

@@ -19,11 +19,11 @@ from alarm.reward_metrics import (
     format_calibration,
     format_metrics,
     pair_metrics,
-    resample,
     verdict,
     weighted_auroc,
     weighted_f1,
     weighted_mean,
+    with_intervals,
 )
 
 ONE = np.ones((1, 4))
@@ -70,7 +70,7 @@ def test_the_interval_of_a_mean_is_that_of_its_questions():
     """100 questions of 4 equal examples: the deviation of the mean is that of 100 values, not of 400."""
     values = np.repeat(np.arange(100) % 2, 4).astype(float)
     questions = [str(i // 4) for i in range(400)]
-    found = resample(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=4000)["mean"]
+    found = with_intervals(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=4000)["mean"]
     assert found["value"] == 0.5
     low, high = found["interval"]
     # 1.96 * sqrt(.25 / 100) = 0.098; as 400 examples of their own it would be 0.049
@@ -81,13 +81,13 @@ def test_blocks_of_draws_change_nothing(monkeypatch):
     from alarm import reward_metrics
 
     questions, values = [str(i % 7) for i in range(30)], np.arange(30.0)
-    whole = resample(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200)
+    whole = with_intervals(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200)
     monkeypatch.setattr(reward_metrics, "_BLOCK", 30 * 16)
-    assert resample(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200) == whole
+    assert with_intervals(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200) == whole
 
 
 def test_a_single_question_has_no_interval():
-    found = resample(lambda weights: {"mean": weighted_mean(np.array([0.0, 1.0]), weights)}, ["q", "q"])["mean"]
+    found = with_intervals(lambda weights: {"mean": weighted_mean(np.array([0.0, 1.0]), weights)}, ["q", "q"])["mean"]
     assert found == {"value": 0.5, "interval": None}
 
 
