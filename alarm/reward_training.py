@@ -373,6 +373,22 @@ def _train_completeness(train, dev, splitter, args) -> dict:
         metrics = _report("completeness", pair_metrics(pairs["dev"], found.chosen, found.rejected), splitter, args)
         return metrics | {"score_mean": found.mean, "score_std": found.deviation}
 
+    return fit_pairs(model, tokenizer, items, dev_items, score, args, finish)
+
+
+def fit_pairs(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    items: list[dict],
+    dev_items: list[dict],
+    score: Score,
+    args: argparse.Namespace,
+    finish: Callable[[nn.Module, Path], dict],
+) -> dict:
+    """Train on encoded pairs by the Bradley-Terry loss; a part of `items` chooses the epoch (`set_aside`).
+
+    dev_items: only their loss is shown, where nothing is set aside. score: see `pair_loss`; finish: see `fit`.
+    """
     to_train, to_select = set_aside(items, args)
     return fit(
         model,

@@ -11,7 +11,7 @@ from .feedback import Feedback, Pair, load_feedback, load_pairs, preference_pair
 from .flags import positive_int
 from .launch import process_state
 from .reward_training import add_selection_flag, say_shared
-from .supervised import check_training, fit, load_pretrained, training_parser
+from .supervised import check_training, load_pretrained, training_parser
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,15 +74,7 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
 
     from .holistic import HolisticModel, LlamaRewardModel
     from .reward_metrics import calibration, draw_calibration, format_calibration, format_metrics, pair_metrics, verdict
-    from .reward_training import (
-        collate_pairs,
-        encode_pairs,
-        encode_training_pairs,
-        length_limit,
-        measure_preferences,
-        pair_loss,
-        set_aside,
-    )
+    from .reward_training import encode_pairs, encode_training_pairs, fit_pairs, length_limit, measure_preferences
 
     set_seed(args.seed)
     show = process_state().print
@@ -128,18 +120,7 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
             "score_std": found.deviation,
         }
 
-    to_train, to_select = set_aside(items, args)
-    return fit(
-        model,
-        tokenizer,
-        to_train,
-        to_select or dev_items,
-        collate_pairs(tokenizer),
-        args,
-        pair_loss(score),
-        finish,
-        keep_last=not to_select,
-    )
+    return fit_pairs(model, tokenizer, items, dev_items, score, args, finish)
 
 
 if __name__ == "__main__":
