@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alarm.errors import UserError
 from alarm.grammar import find_installation
-from stages import ROOT, Stage, flag_words, holistic_scale, median_threshold, short
+from stages import ROOT, Stage, flag_words, plots, short, what_to_look_at
 
 DATA = ROOT / "quickstart" / "data" / "mt"
 LENGTH = 32  # tokens of a prompt, and of a translation: the sample's sentences have at most nine words
@@ -73,43 +73,57 @@ def mt_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
         )  # fmt: skip
         return ["-m", "alarm.train_holistic", *flags]
 
-    def scoring(calibrated: bool) -> dict:
+    def calibration() -> list[str]:
+        flags = flag_words(
+            task="mt", policy_ckpt=at("sft"), prompts=files["dev_file"], rewards="holistic,length",
+            holistic_model=at("holistic"), max_input_len=LENGTH, max_generated_len=LENGTH, batch_size=100,
+            dtype="float32", seed=args.seed, save_path=at("calibration.json"),
+        )  # fmt: skip
+        return ["-m", "alarm.calibrate", *flags]
+
+    def scoring() -> dict:
         """What every train_ppo.py takes: the models, and the constants that fit their scores."""
-        mean, std = holistic_scale(work / "calibration.json") if calibrated else (0.0, 1.0)
         return {
             "holistic_model": at("holistic"),
-            "ultra_mean": mean,
-            "ultra_std": std,
+            "calibration": at("calibration.json"),
+            # the paper's 0.5 lies beyond almost all scores of this small model, which lean to the left
+            "threshold_quantile": 0.5,
             "grammar_backend": backend,
             "max_len": LENGTH,
             "dtype": "float32",
             "seed": args.seed,
         }
 
-    def test(name: str, output: str, file: str, calibrated: bool = True) -> Stage:
+    def recipe(reward_type: str) -> dict:
+        return {"reward_type": reward_type, "sigmoid_shaping": True, "w_read": 0, "w_grammar": 1, "w_confidence": 0}
+
+    def test(name: str) -> Stage:
         def words() -> list[str]:
             flags = flag_words(
-                test=True, test_do_sample=True, policy_ckpt=at(POLICIES[name]), test_file=files[file],
-                save_dir=at(output), batch_size=100, **scoring(calibrated),
+                test=True, test_do_sample=True, policy_ckpt=at(POLICIES[name]), test_file=files["test_file"],
+                save_dir=at(f"generations/{name}.json"), batch_size=100, **scoring(),
             )  # fmt: skip
             return ["MT/train_ppo.py", *flags]
 
-        title = f"translations of {name}" if calibrated else "scale of the holistic score"
-        return Stage(title, output, words)
+        return Stage(f"translations of {name}", f"generations/{name}.json", words)
 
     def ppo(reward_type: str) -> Stage:
         def words() -> list[str]:
             flags = flag_words(
                 policy_ckpt=at("sft"), **train_dev, save_dir=at(f"runs/{reward_type}"), resume=True,
-                reward_type=reward_type, sigmoid_shaping=True, w_read=0, w_grammar=1, w_confidence=0,
-                # the paper's 0.5 lies beyond almost all scores of this small model, which lean to the left
-                hierarchical_threshold=median_threshold(work / "calibration.json"),
-                **scoring(calibrated=True), batch_size=32, mini_batch_size=16, gradient_accumulation_steps=2,
+                **recipe(reward_type), **scoring(), batch_size=32, mini_batch_size=16, gradient_accumulation_steps=2,
                 max_steps=steps(PPO_STEPS), eval_interval=0, checkpoint_interval=4, report_to="none",
             )  # fmt: skip
             return ["MT/train_ppo.py", *flags]
 
         return Stage(f"PPO, {reward_type}", f"runs/{reward_type}", words, resumable=True)
+
+    def inspect() -> list[str]:
+        flags = flag_words(
+            task_type="mt", generations=at("generations/hierarchical.json"), limit=5, html=at("inspection.html"),
+            policy_ckpt=at("sft"), **recipe("hierarchical"), **scoring(),
+        )  # fmt: skip
+        return ["eval/inspect_rewards.py", *flags]
 
     def compare() -> list[str]:
         return ["eval/eval_compare.py", *flag_words(generations_dir=at("generations"), task_type="mt")]
@@ -120,10 +134,12 @@ def mt_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
         Stage("supervised policy", "sft", sft),
         Stage("its translation scores", "sft_scores.json", measure),
         Stage("holistic reward model", "holistic", holistic),
-        test("sft", "calibration.json", "dev_file", calibrated=False),
+        Stage("scale of holistic score and length", "calibration.json", calibration),
         ppo("hierarchical"),
         ppo("holistic_only"),
-        *(test(name, f"generations/{name}.json", "test_file") for name in POLICIES),
+        plots(work),
+        *(test(name) for name in POLICIES),
+        Stage("rewards token by token", "inspection.html", inspect),
         Stage("comparison", "generations_results/eval-results.json", compare),
     ]
 
@@ -185,4 +201,4 @@ comparison. What it cannot show: that hierarchical rewards are better, or transl
 million parameters and saw 6,500 short sentences for a few minutes: it writes English words that hardly depend on the
 Spanish. The holistic model learned from references against damaged or foreign ones, which is no human preference. A few
 PPO steps move little, and 200 test sentences leave wide error bars. The same commands run published checkpoints."""
-    return [score_lines(work), translation_lines(work), training_lines(work), [words]]
+    return [score_lines(work), translation_lines(work), training_lines(work), [words], what_to_look_at(work)]

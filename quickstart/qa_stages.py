@@ -7,7 +7,7 @@ import json
 import statistics
 from pathlib import Path
 
-from stages import ROOT, Stage, flag_words, holistic_scale, short
+from stages import ROOT, Stage, flag_words, plots, short, what_to_look_at
 
 DATA = ROOT / "quickstart" / "data" / "qa"
 PROMPT_TOKENS = 128  # the question and the start of the first passage: all that a policy of this size makes use of
@@ -55,37 +55,41 @@ def qa_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
         )  # fmt: skip
         return ["-m", "alarm.train_holistic", *flags]
 
-    def scoring(calibrated: bool) -> dict:
+    def calibration() -> list[str]:
+        flags = flag_words(
+            task="qa", policy_ckpt=at("sft"), prompts=files["dev_file"], rewards="holistic,length",
+            holistic_model=at("holistic"), max_input_len=PROMPT_TOKENS, batch_size=50, dtype="float32", seed=args.seed,
+            save_path=at("calibration.json"),
+        )  # fmt: skip
+        return ["-m", "alarm.calibrate", *flags]
+
+    def scoring() -> dict:
         """What every train_ppo.py takes: the models, and the constants that fit their scores."""
-        mean, std = holistic_scale(work / "calibration.json") if calibrated else (0.0, 1.0)
         completeness = json.loads((work / "reward_models/comp_rm/metrics.json").read_text())
         return {
             "reward_model_dir": at("reward_models"),
             "holistic_model": at("holistic"),
             "splitter": args.splitter,
-            "ultra_mean": mean,
-            "ultra_std": std,
+            "calibration": at("calibration.json"),
+            # the paper's 0.6 lies beyond almost all scores of a model of this size
+            "threshold_quantile": 0.5,
             "completeness_reward_mean": completeness["score_mean"],
+            # a model of this size may give every answer the same score
             "completeness_reward_std": completeness["score_std"] or 1.0,
             "max_input_len": PROMPT_TOKENS,
             "dtype": "float32",
             "seed": args.seed,
         }
 
-    def calibration() -> list[str]:
-        flags = flag_words(
-            test=True, test_do_sample=True, policy_ckpt=at("sft"), test_file=files["dev_file"],
-            save_dir=at("calibration.json"), batch_size=50, **scoring(calibrated=False),
-        )  # fmt: skip
-        return ["long-form-QA/train_ppo.py", *flags]
-
     # the paper's aspect is factuality; a model of this size calls every sentence factual, so relevance takes its place
+    def recipe(reward_type: str) -> dict:
+        return {"reward_type": reward_type, "sigmoid_shaping": True, "w_rel": 1, "w_fact": 0, "w_comp": 0}
+
     def ppo(reward_type: str) -> Stage:
         def words() -> list[str]:
             flags = flag_words(
                 policy_ckpt=at("sft"), **train_dev, save_dir=at(f"runs/{reward_type}"), resume=True,
-                reward_type=reward_type, sigmoid_shaping=True, w_rel=1, w_fact=0, w_comp=0,
-                **scoring(calibrated=True), batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2,
+                **recipe(reward_type), **scoring(), batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2,
                 max_steps=steps(12), eval_interval=0, checkpoint_interval=4, report_to="none",
             )  # fmt: skip
             return ["long-form-QA/train_ppo.py", *flags]
@@ -96,11 +100,18 @@ def qa_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
         def words() -> list[str]:
             flags = flag_words(
                 test=True, test_do_sample=True, policy_ckpt=at(policy), test_file=files["test_file"],
-                save_dir=at(f"generations/{name}.json"), batch_size=50, **scoring(calibrated=True),
+                save_dir=at(f"generations/{name}.json"), batch_size=50, **scoring(),
             )  # fmt: skip
             return ["long-form-QA/train_ppo.py", *flags]
 
         return Stage(f"answers of {name}", f"generations/{name}.json", words)
+
+    def inspect() -> list[str]:
+        flags = flag_words(
+            task_type="qa", generations=at("generations/hierarchical.json"), examples=files["test_file"], limit=3,
+            html=at("inspection.html"), policy_ckpt=at("sft"), **recipe("hierarchical"), **scoring(),
+        )  # fmt: skip
+        return ["eval/inspect_rewards.py", *flags]
 
     def compare() -> list[str]:
         return ["eval/eval_compare.py", *flag_words(generations_dir=at("generations"), task_type="qa")]
@@ -112,12 +123,14 @@ def qa_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
         reward_model("factuality", "fact_rm", epochs=1, batch_size=4),
         reward_model("completeness", "comp_rm", epochs=1, batch_size=4, most_steps=30),
         Stage("holistic reward model", "holistic", holistic),
-        Stage("scale of the holistic score", "calibration.json", calibration),
+        Stage("scale of holistic score and length", "calibration.json", calibration),
         ppo("hierarchical"),
         ppo("holistic_only"),
+        plots(work),
         test("sft", "sft"),
         test("hierarchical", "runs/hierarchical"),
         test("holistic_only", "runs/holistic_only"),
+        Stage("rewards token by token", "inspection.html", inspect),
         Stage("comparison", "generations_results/eval-results.json", compare),
     ]
 
@@ -181,4 +194,4 @@ What it cannot show: that hierarchical rewards are better. The policy has under 
 questions, so its answers are word salad or stock phrases; reward models of this size sit near their baselines (the
 table says how near); a few PPO steps move little; and 50 test questions leave wide error bars. Differences between
 the rows above are noise unless a longer run repeats them. With published checkpoints the same commands apply."""
-    return [reward_model_lines(work), generation_lines(work), gate_lines(work), [words]]
+    return [reward_model_lines(work), generation_lines(work), gate_lines(work), [words], what_to_look_at(work)]

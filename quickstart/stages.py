@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,21 +37,18 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def raw_scores(path: Path) -> list[float]:
-    """The holistic scores of a policy's answers, scored with mean 0 and deviation 1."""
-    scores = [row["holistic_reward"] for row in json.loads(path.read_text())]
-    # an empty answer stands at -10 instead of a score
-    return [score for score in scores if score != -10] or [0.0]
+def plots(work: Path) -> Stage:
+    """The curves of both PPO runs in one figure."""
+    runs = [word for name in ("hierarchical", "holistic_only") for word in ("--run_dir", short(work / "runs" / name))]
+    words = ["-m", "alarm.plot_run", *runs, "--save_dir", short(work / "plots")]
+    return Stage("curves of the PPO runs", "plots", lambda: words)
 
 
-def holistic_scale(path: Path) -> tuple[float, float]:
-    """Mean and deviation of the raw holistic scores of the policy's own answers, which the gate is relative to."""
-    scores = raw_scores(path)
-    deviation = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    return statistics.mean(scores), deviation or 1.0
-
-
-def median_threshold(path: Path) -> float:
-    """The threshold, in deviations, that half of the policy's own answers reach."""
-    mean, deviation = holistic_scale(path)
-    return (statistics.median(raw_scores(path)) - mean) / deviation
+def what_to_look_at(work: Path) -> list[str]:
+    """The files that are made to be looked at."""
+    files = {
+        "the comparison, a page": "generations_results/eval-report/index.html",
+        "rewards token by token, a page": "inspection.html",
+        "curves of the PPO runs": "plots/training.png",
+    }
+    return [f"{what:<32}{short(work / file)}" for what, file in files.items()]

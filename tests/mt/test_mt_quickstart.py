@@ -71,7 +71,8 @@ def test_the_whole_quickstart_on_a_few_rows(quickstart, tmp_path, monkeypatch, c
     flags = ["--task", "mt", "--data_dir", str(data), "--work_dir", str(tmp_path / "work"), "--steps", "2"]
     quickstart.run.main(flags)
     shown = capfd.readouterr().out
-    assert "[12/12] comparison" in shown and "What this shows" in shown and "GRAMMAR STAND-IN" in shown
+    assert "[14/14] comparison" in shown and "What this shows" in shown and "GRAMMAR STAND-IN" in shown
     assert len(json.loads((tmp_path / "work/generations/hierarchical.json").read_text())) == 12
     results = json.loads((tmp_path / "work/generations_results/eval-results.json").read_text())
+    assert "check: every reward is on its token, in all 5 responses" in shown
     assert results.keys() == {"sft", "hierarchical", "holistic_only"}

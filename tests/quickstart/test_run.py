@@ -80,18 +80,6 @@ def test_printed_commands_can_be_pasted():
     assert max(map(len, line.split("\n"))) <= 130
 
 
-def test_the_gate_is_scaled_by_scored_answers_only(tmp_path):
-    rows = [{"holistic_reward": value} for value in (1.0, 3.0, -10)]
-    (tmp_path / "c.json").write_text(json.dumps(rows))
-    assert stages.holistic_scale(tmp_path / "c.json") == (2.0, pytest.approx(2**0.5))
-
-
-def test_half_of_the_scored_answers_reach_the_median_threshold(tmp_path):
-    (tmp_path / "c.json").write_text(json.dumps([{"holistic_reward": value} for value in (-7.0, 1.0, 3.0, -10)]))
-    mean, deviation = stages.holistic_scale(tmp_path / "c.json")
-    assert stages.median_threshold(tmp_path / "c.json") == pytest.approx((1.0 - mean) / deviation)
-
-
 @pytest.mark.slow
 def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
     data = tmp_path / "data"
@@ -103,11 +91,14 @@ def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
     flags = ["--data_dir", str(data), "--work_dir", str(tmp_path / "work"), "--splitter", "sentencizer", "--steps", "2"]
     run.main(flags)
     shown = capfd.readouterr().out
-    assert "[13/13] comparison" in shown and "What this shows" in shown
+    assert "[15/15] comparison" in shown and "What this shows" in shown
     assert len(json.loads((tmp_path / "work/generations/hierarchical.json").read_text())) == 24
     assert (tmp_path / "work/generations_results/eval-results.json").exists()
+    assert "check: every reward is on its token, in all 3 responses" in shown
+    for file in ("generations_results/eval-report/index.html", "inspection.html", "plots/training.png"):
+        assert (tmp_path / "work" / file).is_file() and file in shown
     run.main(flags)
-    assert capfd.readouterr().out.count("done before") == 13
+    assert capfd.readouterr().out.count("done before") == 15
 
 
 def test_the_interpreter_of_the_driver_runs_the_stages(work):
