@@ -165,6 +165,16 @@ def test_hub_names_are_known_by_their_commit_in_the_cache(tmp_path, monkeypatch)
     (hub / "models--someone--model" / "refs" / "main").write_text("a" * 40)
     known = model_identity("someone/model")
     assert known["commit"] == "a" * 40
+
+    # as the hub's own cache has it: a large file is a link to one that is named by its hash, and is not read
+    weights = snapshot / "model.safetensors"
+    blob = hub / "models--someone--model" / "blobs" / known["files"]["model.safetensors"]
+    blob.parent.mkdir()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    assert model_identity("someone/model") == known
+    blob.write_bytes(b"")
+    assert model_identity("someone/model") == known
     assert difference(known, model_identity(CHECKPOINTS / "tiny-ultrarm")) is None  # the same files
     assert difference(unknown, known) is None  # by name, before it is downloaded
     assert "someone/model" in difference(unknown, model_identity("someone/other"))
