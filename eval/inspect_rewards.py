@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> None:
         checker = make_checker(recipe_args.grammar_backend, recipe_args.grammar_server)
 
     # 2. the rewards, as train_ppo.py makes them; score, place, check
-    from alarm.inspection import Report, html_report, inspect_generations, print_report
+    from alarm.inspection import Report, inspect_generations
+    from alarm.inspection_report import html_report, print_report
     from alarm.launch import process_state
     from alarm.policy import load_tokenizer
     from alarm.report import screen

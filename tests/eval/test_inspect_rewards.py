@@ -19,23 +19,20 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from alarm import inspection
+from alarm import inspection_report
 from alarm.inspection import (
     Generation,
     Report,
     check_rewards,
     compare_metrics,
     decide,
-    html_report,
     inspect_generations,
     place_rewards,
-    print_report,
     response_ids,
     shown_tokens,
-    signed,
-    strength,
     summary,
 )
+from alarm.inspection_report import html_report, print_report, signed, strength
 from alarm.loop import Scorer
 from alarm.rewards import RewardRecipe
 from alarm.types import AspectScore
@@ -305,11 +302,11 @@ def test_plain_screen(byte_level, width):
 
 
 def test_a_reward_that_most_tokens_have_is_said_once():
-    rows = inspection._token_text(
-        ["a", " b", " c", "</s>"], [0.5, 0.25, 0.5, 0.5], inspection._usual([0.5, 0.25, 0.5, 0.5])
+    rows = inspection_report._token_text(
+        ["a", " b", " c", "</s>"], [0.5, 0.25, 0.5, 0.5], inspection_report._usual([0.5, 0.25, 0.5, 0.5])
     )
     assert rows.plain == "a [b +0.25] c</s>"
-    assert inspection._usual([0, 0, 0, 0.5]) is None
+    assert inspection_report._usual([0, 0, 0, 0.5]) is None
 
 
 def test_colours_on_a_terminal(byte_level):
