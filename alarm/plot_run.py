@@ -169,11 +169,15 @@ def plot(runs: Sequence[RunLog], window: int | None = None) -> Figure:
         axes.set_xlabel("PPO step")
 
     grey = "#555555"
-    handles = [
-        Line2D([], [], color=grey, linewidth=0.7, alpha=0.6, label="training, each step"),
-        Line2D([], [], color=grey, linewidth=1.8, label=f"training, mean of the last {window} steps"),
-        Line2D([], [], color=grey, linestyle="none", marker="o", markerfacecolor="white", label="dev file, greedy"),
-    ]
+    handles = []
+    if window > 1:
+        handles = [
+            Line2D([], [], color=grey, linewidth=0.7, alpha=0.6, label="training, each step"),
+            Line2D([], [], color=grey, linewidth=1.8, label=f"training, mean of the last {window} steps"),
+        ]
+    if any(run.dev for run in runs):
+        dev = {"marker": "o", "markerfacecolor": "white", "label": "dev file, greedy"}
+        handles.append(Line2D([], [], color=grey, linestyle="none", **dev))
     if any(run.warnings for run in runs):
         handles.append(Line2D([], [], color=grey, linestyle="none", marker="x", label="drift warning"))
     if len(runs) > 1:
@@ -181,7 +185,8 @@ def plot(runs: Sequence[RunLog], window: int | None = None) -> Figure:
             handles.append(Line2D([], [], color=color, linestyle=line, marker=marker, linewidth=1.8, label=run.name))
     else:
         figure.suptitle(runs[0].name, fontsize=12)
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 
