@@ -68,13 +68,21 @@ def interval(draws: np.ndarray) -> list[float] | None:
     return [float(bound) for bound in np.percentile(known, [tail, 100 - tail])]
 
 
-def unanimous_interval(count: int, all_won: bool) -> list[float]:
-    """Clopper-Pearson's interval in percent where all of `count` prompts went one way.
+def share_interval(numerator: np.ndarray, denominator: np.ndarray, drawn: np.ndarray) -> list[float] | None:
+    """The 95% interval of a `share`, in percent. (N,) or (S, N) twice, its (D,) resamples -> [low, high].
 
-    Resampling draws the same verdict again and again there, and would claim certainty.
+    Where all prompts went one way it is Clopper-Pearson's: resampling draws the same again and again there, and would
+    claim certainty. None where the share is undefined, or no resample differs for another cause (nothing but ties).
     """
-    bound = 100 * ((1 - LEVEL) / 2) ** (1 / count)
-    return [bound, 100.0] if all_won else [0.0, 100 - bound]
+    total, counted = float(np.sum(denominator)), float(np.sum(numerator))
+    if not total:
+        return None
+    if counted in (0, total):
+        prompts = int(np.max(np.sum(np.asarray(denominator) > 0, axis=-1)))  # which seeds share
+        bound = 100 * ((1 - LEVEL) / 2) ** (1 / prompts)
+        return [bound, 100.0] if counted else [0.0, 100 - bound]
+    bounds = interval(drawn)
+    return None if bounds is None or bounds[0] == bounds[1] else bounds
 
 
 def length_controlled(verdicts: np.ndarray, differences: np.ndarray, resamples: Resamples) -> dict:

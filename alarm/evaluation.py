@@ -26,7 +26,7 @@ from .bootstrap import (
     resample,
     resampled_shares,
     share,
-    unanimous_interval,
+    share_interval,
 )
 from .errors import UserError
 from .files import read_rows
@@ -349,34 +349,22 @@ def _compare_pair(
     rates = {}
     for c, (criterion, values) in enumerate(verdicts.items()):
         of_seeds = [win_rate(of_seed) for of_seed in values]
-        wins, losses = int(np.sum(values > 0)), int(np.sum(values < 0))
-        decided = int(np.max(np.sum(np.abs(values) > 0, axis=1)))  # prompts, which seeds share
-        one_sided = bool(decided) and not (wins and losses)
         rates[criterion] = {
             "win_rate": average(of_seeds),
-            "win_rate_interval": unanimous_interval(decided, wins > 0) if one_sided else interval(drawn[:, c]),
+            "win_rate_interval": share_interval(*win_terms(values), drawn[:, c]),
             "holistic_reward_inconsistent": average(
                 [inconsistency(v, h) for v, h in zip(values, verdicts[HOLISTIC], strict=True)]
             ),
-            "wins": wins,
+            "wins": int(np.sum(values > 0)),
             "ties": int(np.sum(values == 0)),
-            "losses": losses,
+            "losses": int(np.sum(values < 0)),
             "win_rate_ties_half": average([share(*ties_half_terms(of_seed)) for of_seed in values]),
-            "win_rate_ties_half_interval": _half_interval(values, drawn_half[:, c]),
+            "win_rate_ties_half_interval": share_interval(*ties_half_terms(values), drawn_half[:, c]),
             "length_controlled": _length_controlled(criterion, values, lengths, resamples),
         }
         if len(values) > 1:
             rates[criterion] |= {"win_rate_seeds": of_seeds, "win_rate_std": deviation(of_seeds)}
     return rates, {criterion: drawn[:, c] for c, criterion in enumerate(verdicts)}
-
-
-def _half_interval(values: np.ndarray, drawn: np.ndarray) -> list[float] | None:
-    known = values[np.isfinite(values)]
-    if not len(known) or (known == 0).all():
-        return None  # nothing but ties: no draw could differ
-    if (known == known[0]).all():
-        return unanimous_interval(int(np.max(np.sum(np.isfinite(values), axis=1))), known[0] > 0)
-    return interval(drawn)
 
 
 def _length_controlled(criterion: str, values: np.ndarray, lengths: np.ndarray | None, resamples: Resamples) -> dict:
@@ -416,7 +404,7 @@ def _average_rates(rates: list[dict], drawn: list[np.ndarray], seeds: int) -> di
         spread = interval(
             np.where(known, stacked, 0).sum(axis=0)[known.any(axis=0)] / known.sum(axis=0)[known.any(axis=0)]
         )
-        if spread[0] == spread[1]:  # every pair is one-sided: see unanimous_interval
+        if spread[0] == spread[1]:  # every pair is one-sided: see share_interval
             spread = [float(bound) for bound in np.mean(bounds, axis=0)]
     entries = {AVERAGE: average([pair["win_rate"] for pair in rates]), f"{AVERAGE}-Interval": spread}
     if seeds > 1:

@@ -293,13 +293,13 @@ def selection_table(selection: dict) -> Table:
     ]
     return Table(
         f"Inconsistency with {HOLISTIC}",
-        f"Inconsistent: % of the {selection['decided']} prompts with a holistic winner on which the metric names the "
+        f"Against it: % of the {selection['decided']} prompts with a holistic winner on which the metric names the "
         "other one, 95% interval below; without ties: of those on which the metric names a winner at all. Decides: % "
         "of all prompts on which it names one. Greedy wins: its win rate of greedy against sampled. Length: its rank "
         f"correlation with response_length. Least: % of {selection['draws']} bootstrap draws in which it is the least "
         "inconsistent one.",
         (
-            *_columns("metric", ["inconsistent", "without ties", "decides", "greedy wins", "length", "least"]),
+            *_columns("metric", ["against it", "without ties", "decides", "greedy wins", "length", "least"]),
             Column("selected", text=True),
         ),
         _one_section(rows),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bootstrap import DRAWS, interval, resample, resampled_shares, share
+from .bootstrap import DRAWS, resample, resampled_shares, share, share_interval
 from .errors import UserError
 from .evaluation import (
     HOLISTIC,
@@ -82,18 +82,20 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
     correlations = {a: {b: spearman(answers[a], answers[b]) for b in answers} for a in answers}
     metrics = {}
     for c, name in enumerate(names):
+        terms = inconsistency_terms(verdicts[name], holistic)
+        decided_terms = _without_ties(verdicts[name], holistic)
         decided_share = 100 * float(np.mean(verdicts[name] != 0))
         why_not = NOT_AN_ASPECT.get(name)
         if why_not is None and decided_share < MIN_DECIDED:
             why_not = f"names a winner on {decided_share:.1f}% of the prompts only"
         metrics[name] = {
-            "inconsistency": share(*inconsistency_terms(verdicts[name], holistic)),
-            "inconsistency_interval": interval(contradicted[:, c]),
-            "inconsistency_without_ties": share(*_without_ties(verdicts[name], holistic)),
-            "inconsistency_without_ties_interval": interval(without_ties[:, c]),
+            "inconsistency": share(*terms),
+            "inconsistency_interval": share_interval(*terms, contradicted[:, c]),
+            "inconsistency_without_ties": share(*decided_terms),
+            "inconsistency_without_ties_interval": share_interval(*decided_terms, without_ties[:, c]),
             "decided_share": decided_share,
             "win_rate": share(*win_terms(verdicts[name])),
-            "win_rate_interval": interval(won[:, c]),
+            "win_rate_interval": share_interval(*win_terms(verdicts[name]), won[:, c]),
             "length_correlation": correlations[name][LENGTH],
             "eligible": why_not is None,
             "why_not": why_not,

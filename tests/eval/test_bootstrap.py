@@ -14,7 +14,7 @@ from alarm.bootstrap import (
     resample,
     resampled_shares,
     share,
-    unanimous_interval,
+    share_interval,
 )
 from alarm.evaluation import ties_half_terms, win_terms
 
@@ -55,13 +55,23 @@ def test_resamples_are_what_they_say():
     assert (resample(7, 3, draws=9).prompts == resample(7, 3, draws=9).prompts).all()
 
 
-def test_interval_and_unanimous_interval():
+def test_interval_of_draws():
     assert interval(np.arange(1001.0)) == pytest.approx([25, 975])
     assert interval(np.array([np.nan, 3.0])) == [3, 3]
     assert interval(np.array([np.nan])) is None
-    # Clopper-Pearson, 5 of 5 and 0 of 20: tables of the binomial
-    assert unanimous_interval(5, True) == pytest.approx([47.82, 100], abs=0.01)
-    assert unanimous_interval(20, False) == pytest.approx([0, 16.84], abs=0.01)
+
+
+def test_interval_of_a_share():
+    drawn = np.linspace(0, 100, 1001)
+    assert share_interval(np.array([1, 0]), np.array([1, 1]), drawn) == pytest.approx([2.5, 97.5])
+    # Clopper-Pearson, 5 of 5 and 0 of 20: tables of the binomial. Seeds share their prompts
+    certain = np.full(1000, 100.0)
+    assert share_interval(np.ones(5), np.ones(5), certain) == pytest.approx([47.82, 100], abs=0.01)
+    assert share_interval(np.ones((3, 5)), np.ones((3, 5)), certain) == pytest.approx([47.82, 100], abs=0.01)
+    assert share_interval(np.zeros(30), np.arange(30) < 20, 0 * certain) == pytest.approx([0, 16.84], abs=0.01)
+    # undefined, and nothing but ties
+    assert share_interval(np.zeros(5), np.zeros(5), np.full(9, np.nan)) is None
+    assert share_interval(np.full(5, 0.5), np.ones(5), np.full(9, 50.0)) is None
 
 
 def simulate(prompts: int, logit: np.ndarray, random: np.random.Generator, ties: float = 0.2) -> np.ndarray:
