@@ -8,49 +8,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import hashlib
 import ipaddress
-import json
 import math
 import os
-import random
-import re
-import string
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .errors import UserError
 from .flags import positive_float, positive_int
+from .judge_replies import Answer, AnswerCache, build_prompt, parse_template, request_key
+from .judge_sender import (
+    DEFAULT_ENDPOINT,
+    DEFAULT_MODEL,
+    MAX_TOKENS,
+    NO_KEY,
+    JudgeSettings,
+    Sender,
+    Stopped,
+    Usage,
+    check_endpoint,
+    check_key,
+    redact,
+)
 
-if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
-
-DEFAULT_MODEL = "gpt-3.5-turbo"  # the paper's
-DEFAULT_ENDPOINT = "https://api.openai.com/v1"
 DEFAULT_TEMPLATE = Path(__file__).parents[1] / "eval" / "judge_prompt.txt"
 CACHE_NAME = "judge-cache.jsonl"
-PLACEHOLDERS = {"query", "output_a", "output_b"}
-NO_KEY = "no-key"  # what a local server that wants no key is sent
-
-MAX_TOKENS = 32  # of a reply, which is two words
 CONNECT_SECONDS = 5.0
-MAX_RETRY_AFTER = 120.0  # seconds
-MAX_BACKOFF = 30.0  # seconds
 GRACE = 10.0  # seconds for requests in flight (paid for) when a run stops
-UNREACHABLE_AFTER = 4  # failed connections, or timeouts, before anything was heard from the endpoint
-GIVE_UP_AFTER = 10  # requests in a row, each unanswered after its last attempt
-
-# why a request has no verdict
-REFUSED, UNREADABLE, TOO_LONG, UNANSWERED = "refused", "unreadable", "too long", "unanswered"
 
 
 @dataclass(frozen=True)
@@ -88,22 +76,6 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
-    """All that a judge is but its key."""
-
-    template: str  # text with $query, $output_a (shown first), $output_b; $$ is a dollar sign
-    cache: Path  # JSON lines, made if missing
-    model: str = DEFAULT_MODEL
-    base_url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI
-    max_calls: int | None = None  # requests in this judge's life, retries included
-    concurrency: int = 8  # requests in flight
-    requests_per_minute: float | None = None
-    timeout: float = 120.0  # seconds an attempt may take
-    attempts: int = 6  # of one request
-    backoff: float = 0.5  # seconds before the second attempt; doubled for each further one
-
-
-@dataclass(frozen=True)
 class Estimate:
     """What judging would take, before anything is sent."""
 
@@ -119,376 +91,6 @@ class Estimate:
             f"({self.cached:,} in the cache), about {self.prompt_tokens:,} prompt tokens at 4 bytes each and at most "
             f"{self.calls * MAX_TOKENS:,} in the replies"
         )
-
-
-@dataclass
-class Usage:
-    """What a judge has done so far."""
-
-    calls: int = 0  # requests sent, retries included
-    retries: int = 0
-    prompt_tokens: int = 0  # as the endpoint counted them, of the replies that came
-    completion_tokens: int = 0
-    failures: Counter[str] = field(default_factory=Counter)  # requests without a verdict, by kind
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.failures.items()))
-        return (
-            f"{self.calls:,} calls, {self.retries:,} of them retries; {self.prompt_tokens:,} prompt and "
-            f"{self.completion_tokens:,} reply tokens; requests without a verdict: {kinds or 'none'}"
-        )
-
-
-# --- what is asked, and what the replies mean ------------------------------------------------------------------------
-
-
-def parse_template(text: str) -> string.Template:
-    """A judge's template. Raises UserError where a placeholder is missing, unknown or malformed."""
-    template = string.Template(text)
-    if not template.is_valid():
-        raise UserError("the judge's template holds a $ that starts no placeholder; write $$ for a dollar sign")
-    names = set(template.get_identifiers())
-    if names != PLACEHOLDERS:
-        problems = [f"lacks ${name}" for name in sorted(PLACEHOLDERS - names)]
-        problems += [f"holds the unknown ${name}" for name in sorted(names - PLACEHOLDERS)]
-        raise UserError(f"the judge's template {', '.join(problems)}; it takes $query, $output_a and $output_b")
-    return template
-
-
-def build_prompt(template: string.Template, query: str, first: str, second: str) -> str:
-    """The message that shows `first` as Output (a). Texts are put in literally, whatever they hold."""
-    prompt = template.substitute(query=query, output_a=first, output_b=second)
-    return prompt.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be sent
-
-
-_NAMED = re.compile(r"output\s*\(\s*([a-z])\s*\)|(?<!\w)\(\s*([a-z])\s*\)", re.IGNORECASE)
-_BARE = re.compile(r"\W*(?:output\W*)?([ab])\W*", re.IGNORECASE)
-
-
-def read_verdict(reply: str) -> str | None:
-    """Which output a reply names: "a", "b", or None where it does not name exactly one.
-
-    The outputs named are the single letters in parentheses, alone or after "output", in any case: "Output (a)",
-    "**output (B)** is better", "(a)". One of them, and it is a or b: that is the verdict; "Output (c)" is none, "(a)
-    rather than (b)" neither. Without any, the whole reply must be "a", "b", "Output a" or "Output b".
-    """
-    named = {(match[1] or match[2]).lower() for match in _NAMED.finditer(reply)}
-    if not named and (bare := _BARE.fullmatch(reply)):
-        named = {bare[1].lower()}
-    return named.pop() if named in ({"a"}, {"b"}) else None
-
-
-class MalformedReply(Exception):
-    """Something came back that is no chat completion."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one request."""
-
-    preferred: str | None  # "a": the text shown first, "b": the second, None: no verdict
-    reply: str  # as it came; where none came, why
-    failure: str | None = None  # the kind, without a verdict
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-def read_answer(body: object) -> Answer:
-    """The answer in a decoded chat completion. Raises MalformedReply where it is none.
-
-    Of a reply that was cut off at MAX_TOKENS only whole lines count.
-    """
-    try:
-        choice = body["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        content, refusal = message.get("content"), message.get("refusal")
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise MalformedReply("the reply is no chat completion") from None
-    if not isinstance(content, str | None) or not isinstance(refusal, str | None):
-        raise MalformedReply("the reply is no chat completion")
-    usage = body.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    tokens = [count if isinstance(count, int) else 0 for count in counts]
-    if refusal or finish == "content_filter":
-        return Answer(None, refusal or content or "", REFUSED, *tokens)
-    content = content or ""
-    preferred = read_verdict(content.rpartition("\n")[0] if finish == "length" else content)
-    return Answer(preferred, content, None if preferred else UNREADABLE, *tokens)
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a server asks to wait, at most MAX_RETRY_AFTER; None where it asks for nothing readable.
-
-    headers: with lower-case names or regardless of case. now: seconds since the epoch, for a header that is a date.
-    """
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):  # the first is OpenAI's own
-        try:
-            seconds = float(headers.get(name) or "nan") / unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(headers[name]).timestamp() - now
-            except (ValueError, OverflowError):
-                continue
-        if not math.isnan(seconds):
-            return min(max(seconds, 0.0), MAX_RETRY_AFTER)
-    return None
-
-
-def request_key(endpoint: str, model: str, template: str, query: str, first: str, second: str) -> str:
-    """The name of a request in the cache: equal only where all six are."""
-    # JSON keeps the six apart, and takes half a surrogate pair
-    return hashlib.sha256(json.dumps([endpoint, model, template, query, first, second]).encode()).hexdigest()
-
-
-# --- the cache -------------------------------------------------------------------------------------------------------
-
-
-class AnswerCache:
-    """Answers on disk, a JSON line each, appended by one process at a time. Failures are there to be read, not reused.
-
-    Not synced to the disk before the end: a kill loses nothing, a power cut may lose the last answers.
-    """
-
-    _START = b'{"key": "'
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.preferred: dict[str, str] = {}  # request key -> "a" or "b"
-        self._file: int | None = None
-
-    def read(self) -> int:
-        """Fill `preferred`. -> bytes of the file that are whole lines. Raises UserError for another kind of file."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            raise UserError(f"the judge's cache {self.path} cannot be read ({error.strerror})") from None
-        *lines, torn = content.split(b"\n")
-        self.preferred = {}
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                if record["preferred"] in ("a", "b"):
-                    self.preferred[record["key"]] = record["preferred"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"the judge's cache {self.path}, line {number} is no answer of a judge; mend it or give another "
-                    "--judge_cache"
-                ) from None
-        start = torn[: len(self._START)]
-        if not self._START.startswith(start):  # a stranger's file is not to be cut
-            raise UserError(f"the judge's cache {self.path} holds something else; give another --judge_cache")
-        return len(content) - len(torn)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Lock the file for this process, read it, and cut off a line that a killed run left unfinished."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise UserError(
-                f"the judge's cache {self.path} cannot be written ({error.strerror}); give another --judge_cache"
-            ) from None
-        try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                why = "another run is using it" if isinstance(error, BlockingIOError) else error.strerror
-                raise UserError(
-                    f"the judge's cache {self.path} cannot be locked ({why}); wait, or give another --judge_cache"
-                ) from None
-            os.ftruncate(self._file, self.read())
-            yield
-            os.fsync(self._file)
-        finally:
-            os.close(self._file)
-            self._file = None
-
-    def add(self, key: str, answer: Answer) -> None:
-        """Write one answer down. Raises UserError where the disk is full."""
-        record = {"key": key, "preferred": answer.preferred, "failure": answer.failure, "reply": answer.reply}
-        line = json.dumps(record).encode() + b"\n"
-        try:
-            while line:
-                line = line[os.write(self._file, line) :]
-        except OSError as error:
-            raise UserError(
-                f"the judge's cache {self.path} cannot be written ({error.strerror}); make room and run again: "
-                "earlier answers are kept"
-            ) from None
-        if answer.preferred:
-            self.preferred[key] = answer.preferred
-
-
-# --- sending ---------------------------------------------------------------------------------------------------------
-
-
-class _Stopped(Exception):
-    """Another request has ended the run."""
-
-
-class _Sender:
-    """Requests that share a rate, the pauses that the endpoint asks for, a cap, and their end."""
-
-    def __init__(self, client: AsyncOpenAI, endpoint: str, settings: JudgeSettings, usage: Usage, api_key: str):
-        self.client, self.endpoint, self.settings, self.usage = client, endpoint, settings, usage
-        self.stop = asyncio.Event()
-        self._api_key = api_key
-        self._interval = 60 / settings.requests_per_minute if settings.requests_per_minute else 0.0
-        self._next = 0.0  # loop time before which nothing is sent
-        self._heard = False  # anything, from the endpoint
-        self._no_connection = 0
-        self._timeouts = 0
-        self._unanswered = 0  # requests in a row
-        self._random = random.Random()
-
-    async def ask(self, prompt: str) -> Answer:
-        """Send one prompt until it is answered or its attempts are used up.
-
-        Raises UserError where no further request can succeed, and _Stopped where another one found that out.
-        """
-        import openai
-
-        for attempt in range(self.settings.attempts):
-            if attempt:
-                pause = min(self.settings.backoff * 2 ** (attempt - 1), MAX_BACKOFF)
-                await self._sleep(pause * self._random.uniform(0.5, 1.0))
-            await self._take_turn()
-            self.usage.retries += attempt > 0
-            try:
-                body = await self._send(prompt)
-                answer = read_answer(body)
-            except openai.APIStatusError as error:
-                self._heard = True
-                if (failure := self._fault_of_the_texts(error)) is not None:
-                    return failure
-                self._raise_if_final(error)
-                reason = self._say(error.message)
-                if (seconds := retry_after(error.response.headers, time.time())) is not None:
-                    self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
-            except (TimeoutError, openai.APITimeoutError, openai.APIConnectionError) as error:
-                reason = self._lost(error)
-            except MalformedReply as error:
-                self._heard = True
-                reason = str(error)
-            else:
-                self._heard, self._unanswered = True, 0
-                self.usage.prompt_tokens += answer.prompt_tokens
-                self.usage.completion_tokens += answer.completion_tokens
-                return answer
-        self._unanswered += 1
-        if self._unanswered >= GIVE_UP_AFTER:
-            raise UserError(
-                f"the judge at {self.endpoint} left {GIVE_UP_AFTER} requests in a row unanswered, each after "
-                f"{self.settings.attempts} attempts (last: {reason}); what was answered is kept: run again later"
-            )
-        return Answer(None, reason, UNANSWERED)
-
-    async def _send(self, prompt: str) -> object:
-        self.usage.calls += 1
-        # the client's own timeout is one between two bytes
-        async with asyncio.timeout(self.settings.timeout):
-            response = await self.client.chat.completions.with_raw_response.create(
-                model=self.settings.model,
-                messages=[{"role": "user", "content": prompt}],
-                temperature=0,
-                max_tokens=MAX_TOKENS,
-            )
-        try:
-            return json.loads(response.http_response.text)
-        except ValueError:
-            raise MalformedReply("the reply is not JSON") from None
-
-    async def _take_turn(self) -> None:
-        """Wait for a pause to end and for this request's place in the rate; stop at the cap."""
-        clock = asyncio.get_running_loop().time
-        while (wait := self._next - clock()) > 0:
-            await self._sleep(wait)
-        if self.stop.is_set():
-            raise _Stopped
-        if self.settings.max_calls is not None and self.usage.calls >= self.settings.max_calls:
-            raise UserError(
-                f"the judge's --max_calls {self.settings.max_calls} are used up, {self.usage.retries} of them on "
-                "retries; what was answered is kept: run again to go on from there"
-            )
-        self._next = clock() + self._interval
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self.stop.wait(), seconds)
-        except TimeoutError:
-            return
-        raise _Stopped
-
-    def _say(self, text: str) -> str:
-        """An endpoint's own words on one short line, without the key."""
-        return " ".join(redact(text, self._api_key).split())[:300].rstrip(".")
-
-    def _fault_of_the_texts(self, error: APIStatusError) -> Answer | None:
-        """A failure that other texts need not meet: too long for the model, or kept back by a content filter."""
-        message = error.message
-        # OpenAI; vLLM, which gives no code; llama.cpp
-        if (
-            error.code == "context_length_exceeded"
-            or error.type == "exceed_context_size_error"
-            or error.status_code == 413
-            or (error.status_code == 400 and "maximum context length" in message)
-        ):
-            return Answer(None, self._say(message), TOO_LONG)
-        if error.status_code == 400 and error.code == "content_filter":  # Azure
-            return Answer(None, self._say(message), REFUSED)
-        return None
-
-    def _raise_if_final(self, error: APIStatusError) -> None:
-        status, says = error.status_code, self._say(error.message)
-        if isinstance(error.body, dict) and isinstance(error.body.get("detail"), str):  # FastAPI
-            says = self._say(f"{says} - {error.body['detail']}")
-        if "insufficient_quota" in (error.code, error.type):
-            raise UserError(
-                f"the judge's account at {self.endpoint} has no quota left ({says}); what was answered is kept"
-            )
-        if status >= 500 or status in (408, 409, 429):
-            return
-        if status == 401:  # such answers repeat the key, in part or whole
-            raise UserError(f"{self.endpoint} refuses the judge's key (error 401); mend OPENAI_API_KEY or --base_url")
-        hint = {
-            403: "is this key allowed to use the model?",
-            404: f"is there a --judge_model {self.settings.model}, and should --base_url end in /v1?",
-        }.get(
-            status, "the judge must take chat completions with temperature 0 and max_tokens; give another --judge_model"
-        )
-        raise UserError(f"the judge at {self.endpoint} answers: {says}; {hint}")
-
-    def _lost(self, error: Exception) -> str:
-        """Count a request that got no answer. -> why. Raises UserError where the endpoint was never there."""
-        import openai
-
-        cause = type(error.__cause__).__name__
-        if isinstance(error, TimeoutError | openai.APITimeoutError) and cause != "ConnectTimeout":
-            reason = f"no answer within {self.settings.timeout:g} s"
-            self._timeouts += 1
-            if not self._heard and self._timeouts >= UNREACHABLE_AFTER:
-                raise UserError(
-                    f"the judge at {self.endpoint} takes requests and answers none ({reason}); look at the server, and "
-                    "give a slow one a smaller --concurrency"
-                )
-            return reason
-        reason = self._say(f"{cause}: {error.__cause__}")
-        self._no_connection += 1
-        if not self._heard and self._no_connection >= UNREACHABLE_AFTER:
-            raise UserError(
-                f"the judge at {self.endpoint} cannot be reached ({reason}); start the server or mend --base_url"
-            )
-        return reason
-
-
-def redact(text: str, api_key: str) -> str:
-    """`text` without the key, and without anything that looks like one."""
-    if api_key != NO_KEY:
-        text = text.replace(api_key, "[key]")
-    return re.sub(r"\bsk-[\w*-]{6,}", "[key]", text)
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------
@@ -597,14 +199,14 @@ class Judge:
         settings = self.settings
         timeout = openai.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT_SECONDS))
         client = openai.AsyncOpenAI(api_key=self._api_key, base_url=self.endpoint, timeout=timeout, max_retries=0)
-        sender = _Sender(client, self.endpoint, settings, self.usage, self._api_key)
+        sender = Sender(client, self.endpoint, settings, self.usage, self._api_key)
         queue = iter(requests.items())
 
         async def work() -> None:
             for key, texts in queue:  # the workers share it
                 try:
                     answer = await sender.ask(build_prompt(self._template, *texts))
-                except _Stopped:
+                except Stopped:
                     return
                 self._keep(key, answer)
                 progress.set_postfix(retries=self.usage.retries, failed=self.usage.failures.total(), refresh=False)
@@ -631,34 +233,6 @@ class Judge:
             self.usage.failures[answer.failure] += 1
         reply = redact(answer.reply, self._api_key)
         self._cache.add(key, Answer(answer.preferred, reply, answer.failure))
-
-
-def check_endpoint(base_url: str | None) -> str:
-    """The endpoint to use, without a slash at its end. Raises UserError where it is no http(s) URL, or holds a key."""
-    url = (base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_ENDPOINT).strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and url.isprintable() and " " not in url
-        _ = parts.port  # a bad one raises
-    except ValueError:
-        good = False
-    if not good:
-        raise UserError(
-            "--base_url (or OPENAI_BASE_URL) is no http or https URL; give one such as http://localhost:8000/v1"
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UserError(
-            "--base_url holds a user, a query or a fragment; give the plain URL and the key by OPENAI_API_KEY"
-        )
-    return url
-
-
-def check_key(api_key: str) -> str:
-    """The key without white space around it. Raises UserError, without saying it, for one that no header can carry."""
-    key = api_key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError("the judge's key is empty or holds characters that no key has; set OPENAI_API_KEY again")
-    return key
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from alarm.errors import report_user_errors
 from alarm.flags import parser, positive_float, positive_int
-from alarm.judge import DEFAULT_TEMPLATE, Comparison, Judge, JudgeSettings
+from alarm.judge import DEFAULT_TEMPLATE, Comparison, Judge
+from alarm.judge_sender import JudgeSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "eval"))
 from judge_stub import JudgeStub

@@ -21,24 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alarm.errors import UserError
-from alarm.judge import (
-    DEFAULT_TEMPLATE,
-    NO_KEY,
-    Comparison,
-    Judge,
-    Judgement,
-    JudgeSettings,
+from alarm.judge import DEFAULT_TEMPLATE, Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
+from alarm.judge_replies import (
     MalformedReply,
-    add_judge_flags,
     build_prompt,
-    check_endpoint,
-    judge_from_flags,
     parse_template,
     read_answer,
     read_verdict,
     request_key,
     retry_after,
 )
+from alarm.judge_sender import NO_KEY, JudgeSettings, check_endpoint
 from helpers import ROOT, load_script
 
 stub = load_script("tests/eval/judge_stub.py")
@@ -460,7 +453,8 @@ import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from alarm.errors import report_user_errors
-from alarm.judge import Comparison, Judge, JudgeSettings
+from alarm.judge import Comparison, Judge
+from alarm.judge_sender import JudgeSettings
 import json, os
 
 @report_user_errors
