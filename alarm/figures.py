@@ -185,8 +185,9 @@ def bin_edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
     low, high = np.percentile(values, [0.5, 99.5])
     if np.all(values == np.round(values)) and high - low <= bins:
         return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5
-    if low == high:
-        half = abs(low) / 10 or 0.5
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size or size < 1e-300:  # too close together for edges between them
+        half = size / 10 if size >= 1e-300 else 0.5
         return np.linspace(low - half, high + half, bins + 2)  # an odd number of bins: the value is within one
     return np.linspace(low, high, bins + 1)
 

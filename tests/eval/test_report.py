@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
@@ -278,6 +278,9 @@ def test_names_in_axes_differ_and_fit():
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.integers(-5, 5), min_size=1, max_size=40))
+@example([0.0, 5e-324])
+@example([1.5, 1.5 + 1e-15])
+@example([3e-323])
 @settings(max_examples=200, deadline=None)
 def test_bins_hold_every_value(values):
     values = np.array(values, dtype=float)
