@@ -110,17 +110,25 @@ def _metric_values(rows: list[dict], metric: str, path: Path, task_type: str) ->
                     hint = f"these look like {other} generations, try --task_type {other}"
             raise UserError(f"{path}, query {_shorten(row['query'])} has no '{metric}'; {hint}")
         value = row[metric]
-        try:
-            good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        except OverflowError:  # an integer beyond any float
-            good = False
-        if not good:
+        if not is_finite_number(value):
             raise UserError(
                 f"{path}, query {_shorten(row['query'])}: '{metric}' is {_shorten(value)}, not a finite number; "
                 "mend or regenerate the row"
             )
         values.append(value)
     return np.array(values, dtype=np.float64)
+
+
+def is_finite_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
+
+
+def criterion_title(criterion: str, gap: str = " ") -> str:
+    """A criterion's name, with a word on those of which the lower value wins."""
+    return f"{criterion}{gap}(lower wins)" if criterion in LOWER_WINS else criterion
 
 
 def _shorten(value: object) -> str:

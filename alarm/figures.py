@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .evaluation import AVERAGE, HOLISTIC, LOWER_WINS, SELF
+from .evaluation import AVERAGE, HOLISTIC, SELF, criterion_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +49,6 @@ def _png(figure: Figure, runs: int = 0) -> bytes:
     return file.getvalue()
 
 
-def _heading(criterion: str) -> str:
-    return f"{criterion} (lower wins)" if criterion in LOWER_WINS else criterion
-
-
 # --- win rates ---------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +64,8 @@ def win_rate_figure(results: dict[str, dict]) -> bytes:
     names = list(results)
     labels = short_names(names)
     criteria = list(results[names[0]][AVERAGE])
-    rates = [rate for criterion in criteria for rate, _ in _cells(results, criterion).values() if rate is not None]
+    cells = [_cells(results, criterion) for criterion in criteria]
+    rates = [rate for of_criterion in cells for rate, _ in of_criterion.values() if rate is not None]
     # as wide as the rates need, the same on both sides of 50, so that colours are comparable between panels
     reach = min(50, max(10, 5 * math.ceil(max((abs(rate - 50) for rate in rates), default=10) / 5)))
     colours = LinearSegmentedColormap.from_list("wins", WIN_COLOURS)
@@ -86,8 +83,8 @@ def win_rate_figure(results: dict[str, dict]) -> bytes:
         if index >= len(criteria):
             axes.set_visible(False)
             continue
-        _draw_rates(axes, _cells(results, criteria[index]), scale, len(names))
-        axes.set_title(_heading(criteria[index]), fontsize=10, weight="bold")
+        _draw_rates(axes, cells[index], scale, len(names))
+        axes.set_title(criterion_title(criteria[index]), fontsize=10, weight="bold")
         axes.set_yticks(range(len(names)), labels, parse_math=False, fontsize=9)
         style = {"fontsize": 9, "rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks([*range(len(names)), len(names) + 0.2], [*labels, "average"], parse_math=False, **style)
@@ -171,7 +168,7 @@ def distribution_figure(values: dict[str, dict[str, np.ndarray]]) -> bytes:
             continue
         metric = list(values)[index]
         _draw_distributions(axes, list(values[metric].values()))
-        axes.set_title(_heading(metric), fontsize=10, weight="bold")
+        axes.set_title(criterion_title(metric), fontsize=10, weight="bold")
         names = labels if index % columns == 0 else [""] * len(labels)
         axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=9)
     figure.suptitle(

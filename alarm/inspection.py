@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .evaluation import METRICS
+from .evaluation import METRICS, is_finite_number
 from .files import read_rows, require_fields
 
 if TYPE_CHECKING:
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
     from .loop import Scorer
     from .rewards import RewardRecipe
-    from .types import AspectScore, RewardScores, Rollout
 
 TOLERANCE = 1e-3  # between a recorded metric and the same one computed again
 
@@ -137,16 +134,10 @@ def read_generations_to_inspect(path: str | Path, task_type: str) -> list[Genera
             number,
             row["query"],
             row["generation"],
-            {name: float(row[name]) for name in METRICS[task_type] if _is_number(row.get(name))},
+            {name: float(row[name]) for name in METRICS[task_type] if is_finite_number(row.get(name))},
         )
         for number, row in enumerate(rows, start=1)
     ]
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e300 and math.isfinite(value)
 
 
 def choose(
@@ -202,24 +193,6 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
-def observe(rollout: Rollout, scorer: Scorer) -> tuple[RewardScores, Tensor, dict[str, AspectScore]]:
-    """The training loop's `score`, and what passed through it: raw holistic scores (B,), and all aspects."""
-    from .loop import score
-
-    seen: dict = {}
-
-    def kept(name: str, function: Callable) -> Callable:
-        def call(*args):
-            seen[name] = function(*args)
-            return seen[name]
-
-        return call
-
-    watched = replace(scorer, aspects=kept("aspects", scorer.aspects), holistic=kept("raw", scorer.holistic))
-    scores = score(rollout, watched, scorer.aspect_names)
-    return scores, seen["raw"], seen["aspects"]
-
-
 def place_rewards(rewards: list[Tensor]) -> Tensor:
     """What PPO pays to each column of the padded batch, by the trainer's own placement. B x (T_i,) -> (B, max T)."""
     import torch
@@ -245,6 +218,7 @@ def inspect_generations(
     import torch
     from tqdm.auto import tqdm
 
+    from .loop import score
     from .types import Rollout
 
     all_ids = [response_ids(tokenizer, one.text, one.recorded.get("response_length")) for one in generations]
@@ -260,11 +234,11 @@ def inspect_generations(
                 examples=examples[start : start + batch_size],
                 too_short=torch.tensor([not one.text.strip() for one in part]),
             )
-            scores, raw, aspects = observe(rollout, scorer)
+            scores = score(rollout, scorer, scorer.aspect_names)
             for k in range(len(part)):
-                rewards = {name: aspect.rewards[k] for name, aspect in aspects.items()}
+                rewards = {name: aspect.rewards[k] for name, aspect in scores.aspects.items()}
                 metrics = {name: values[k] for name, values in scores.metrics.items()}
-                scored.append((scores.rewards[k], scores.holistic[k].item(), raw[k].item(), rewards, metrics))
+                scored.append((scores.rewards[k], scores.holistic[k].item(), scores.raw[k].item(), rewards, metrics))
             progress.update(len(part))
 
     placed = place_rewards([reward for reward, *_ in scored])

@@ -68,7 +68,8 @@ def score(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> RewardScore
     metrics = {"holistic_reward": holistic.tolist(), "response_length": lengths}
     for aspect in aspects.values():
         metrics |= aspect.metrics
-    return RewardScores(combine_rewards(aspect_rewards, holistic, rollout.too_short, recipe), holistic, metrics)
+    rewards = combine_rewards(aspect_rewards, holistic, rollout.too_short, recipe)
+    return RewardScores(rewards, holistic, metrics, raw, aspects)
 
 
 # --- evaluation: the dev file during training and --test are the same thing ------------------------------------------

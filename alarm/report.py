@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UserError
-from .evaluation import AVERAGE, HOLISTIC, JUDGE, LOWER_WINS, METRICS, SELF, Generations
+from .evaluation import AVERAGE, HOLISTIC, JUDGE, METRICS, SELF, Generations, criterion_title
 from .files import whole_folder
 from .page import Picture, choose_samples, html_page, markdown_report, samples_section
 from .tables import Column, Footnotes, Section, Table, fits, print_table
@@ -60,10 +60,6 @@ def _range(interval: list[float] | None) -> str:
     return "" if interval is None else f"\n{interval[0]:.1f}–{interval[1]:.1f}"
 
 
-def _heading(criterion: str, gap: str = " ") -> str:
-    return f"{criterion}{gap}(lower wins)" if criterion in LOWER_WINS else criterion
-
-
 def _criteria(results: dict) -> list[str]:
     return list(next(iter(results.values()))[AVERAGE])
 
@@ -78,7 +74,7 @@ def _columns(first: str, headings: Iterable[str]) -> tuple[Column, ...]:
 
 
 def _criterion_columns(criteria: Iterable[str]) -> tuple[Column, ...]:
-    return _columns("run", (_heading(criterion, "\n") for criterion in criteria))
+    return _columns("run", (criterion_title(criterion, "\n") for criterion in criteria))
 
 
 def _one_section(rows: Iterable[tuple[str, ...]]) -> tuple[Section, ...]:
@@ -115,7 +111,7 @@ def win_rate_table(results: dict, numbered: bool = False) -> Table:
             for name in names
         ]
         sections.append(
-            Section(tuple((row, *line) for row, line in zip(rows, cells, strict=True)), _heading(criterion))
+            Section(tuple((row, *line) for row, line in zip(rows, cells, strict=True)), criterion_title(criterion))
         )
     return Table(
         "Win rates",
@@ -166,7 +162,7 @@ def outcome_table(results: dict, criteria: Iterable[str]) -> Table:
                     controlled(found.get("length_controlled")),
                 )
             )
-        sections.append(Section(tuple(rows), _heading(criterion)))
+        sections.append(Section(tuple(rows), criterion_title(criterion)))
     return Table(
         "Wins, ties, losses",
         "of the first run of the pair against the second. Win rate: 100 W/(W+L). Ties half: 100 (W+T/2)/N. Length "
@@ -280,7 +276,7 @@ def selection_table(selection: dict) -> Table:
 
     rows = [
         (
-            _heading(name, "\n"),
+            criterion_title(name, "\n"),
             _number(metric["inconsistency"]) + _range(metric["inconsistency_interval"]),
             _number(metric["inconsistency_without_ties"]),
             _number(metric["decided_share"]),

@@ -246,6 +246,8 @@ def load_base(name: str, head: str) -> tuple[PretrainedConfig, PreTrainedTokeniz
     """
     import transformers
 
+    from .checkpoints import load_tokenizer
+
     config = load_pretrained(transformers.AutoConfig.from_pretrained, name)
     mapping = {
         "TokenClassification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -255,9 +257,7 @@ def load_base(name: str, head: str) -> tuple[PretrainedConfig, PreTrainedTokeniz
         raise UserError(f"{name} is a {config.model_type} model, which has no form for {head}; give a Longformer")
     # the units of a token classifier are words, which byte-level tokenizers take only with a space in front of each
     extra = {"add_prefix_space": True} if head == "TokenClassification" else {}
-    tokenizer = load_pretrained(transformers.AutoTokenizer.from_pretrained, name, **extra)
-    if not tokenizer.is_fast:
-        raise UserError(f"the tokenizer of {name} is a slow one; save it as tokenizer.json")
+    tokenizer = load_tokenizer(name, "the model", **extra)
     if head == "TokenClassification" and tokenizer.sep_token is None:
         raise UserError(
             f"{name} is a {config.model_type} model whose tokenizer has no separator token, at which units are judged; "

@@ -84,20 +84,25 @@ def combine_rewards(
     """
     combined = []
     for aspects, h, empty in zip(aspect_rewards, holistic.float(), too_short.tolist(), strict=True):
-        with_aspects = {
-            "holistic_only": False,
-            "aspect_only": True,
-            "weighted_sum": True,
-            "hierarchical": not h < recipe.threshold,  # a NaN stays visible either way
-        }[recipe.reward_type]
-        with_holistic = recipe.reward_type != "aspect_only"
-        if empty:
-            with_aspects, with_holistic = False, True
+        with_aspects, with_holistic = _parts_paid(h, empty, recipe)
         reward = aspects.float().clone() if with_aspects else torch.zeros(len(aspects), device=aspects.device)
         if with_holistic:
             reward = reward + _on_last_token(len(aspects), recipe.holistic_weight * h.item()).to(reward.device)
         combined.append(reward)
     return combined
+
+
+def _parts_paid(h: Tensor, too_short: bool, recipe: RewardRecipe) -> tuple[bool, bool]:
+    """Whether a response is paid its aspects, and its holistic reward h."""
+    if too_short:
+        return False, True
+    with_aspects = {
+        "holistic_only": False,
+        "aspect_only": True,
+        "weighted_sum": True,
+        "hierarchical": not h < recipe.threshold,  # a NaN stays visible either way
+    }[recipe.reward_type]
+    return with_aspects, recipe.reward_type != "aspect_only"
 
 
 def reward_sizes(
@@ -110,9 +115,8 @@ def reward_sizes(
     """
     aspect_sizes, holistic_sizes = [], []
     for reward, h, empty in zip(rewards, holistic.float(), too_short.tolist(), strict=True):
-        paid = _on_last_token(len(reward), recipe.holistic_weight * h.item())
-        if recipe.reward_type == "aspect_only" and not empty:
-            paid = torch.zeros_like(paid)
+        _, with_holistic = _parts_paid(h, empty, recipe)
+        paid = _on_last_token(len(reward), recipe.holistic_weight * h.item() if with_holistic else 0.0)
         aspect_sizes.append((reward.cpu().double() - paid.double()).abs().sum().item())
         holistic_sizes.append(paid.double().abs().sum().item())
     return aspect_sizes, holistic_sizes

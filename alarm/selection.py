@@ -103,9 +103,8 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
     eligible = [name for name in names if metrics[name]["eligible"]]
     drawn = contradicted[:, [names.index(name) for name in eligible]]
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
-    # draws that tie are shared
-    least = drawn == drawn.min(axis=1, keepdims=True) if eligible else drawn
-    least_share = 100 * (least / least.sum(axis=1, keepdims=True)).mean(axis=0) if eligible else []
+    least = drawn == drawn.min(axis=1, keepdims=True, initial=np.inf)
+    least_share = 100 * (least / least.sum(axis=1, keepdims=True)).mean(axis=0)  # draws that tie are shared
     selection = {
         "task_type": task_type,
         "greedy": greedy.name,

@@ -70,8 +70,9 @@ def check_classifier(config: PretrainedConfig, name: str) -> bool:
 
 def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: argparse.Namespace) -> dict:
     """Train from a Llama (UltraRM layout) or any sequence classifier; write `args.save_dir`, return the metrics."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
+    from .checkpoints import load_tokenizer
     from .holistic import HolisticModel, LlamaRewardModel
     from .reward_metrics import calibration, draw_calibration, format_calibration, format_metrics, pair_metrics, verdict
     from .reward_training import encode_pairs, encode_training_pairs, fit_pairs, length_limit, measure_preferences
@@ -80,9 +81,7 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
     show = process_state().print
     config = load_pretrained(AutoConfig.from_pretrained, args.model_path)
     ultra = check_classifier(config, args.model_path)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.model_path)
-    if not tokenizer.is_fast:
-        raise UserError(f"the tokenizer of {args.model_path} is a slow one; save it as tokenizer.json")
+    tokenizer = load_tokenizer(args.model_path, "the model")
     if ultra:
         model = load_pretrained(LlamaRewardModel.from_pretrained, args.model_path, dtype="float32")
     else:

@@ -38,3 +38,5 @@ class RewardScores:
     rewards: list[torch.Tensor]  # B x (T_i,) float32
     holistic: torch.Tensor  # (B,) float32, z-normalised
     metrics: dict[str, list[float]]  # name -> B values
+    raw: torch.Tensor  # (B,) float32, the holistic model's scores
+    aspects: dict[str, AspectScore]  # the aspects that were computed
