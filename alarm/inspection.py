@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class Decision:
 
     aspects: bool
     holistic: bool
-    gate: str  # open, closed, not used
+    gate: str  # open, closed, undefined (h is not finite), not used
     why: str
 
 
@@ -222,7 +223,7 @@ def inspect_generations(
     from .types import Rollout
 
     all_ids = [response_ids(tokenizer, one.text, one.recorded.get("response_length")) for one in generations]
-    scored = []  # one (reward, h, raw, aspects, metrics) a response
+    scored = []  # one (reward, gate, h, raw, aspects, metrics) a response
     with tqdm(total=len(generations), desc="scoring", unit="response", leave=False, delay=3, disable=None) as progress:
         for start in range(0, len(generations), batch_size):
             part = generations[start : start + batch_size]
@@ -238,7 +239,8 @@ def inspect_generations(
             for k in range(len(part)):
                 rewards = {name: aspect.rewards[k] for name, aspect in scores.aspects.items()}
                 metrics = {name: values[k] for name, values in scores.metrics.items()}
-                scored.append((scores.rewards[k], scores.holistic[k].item(), scores.raw[k].item(), rewards, metrics))
+                reward, gate = scores.payment.rewards[k], scores.payment.gate[k].item()
+                scored.append((reward, gate, scores.holistic[k].item(), scores.raw[k].item(), rewards, metrics))
             progress.update(len(part))
 
     placed = place_rewards([reward for reward, *_ in scored])
@@ -253,6 +255,7 @@ def _inspect_one(
     ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
     recipe: RewardRecipe,
+    gate: float,
     h: float,
     raw: float,
     aspects: dict[str, Tensor],
@@ -267,7 +270,7 @@ def _inspect_one(
 
     tokens, text = shown_tokens(tokenizer, ids)
     too_short = not one.text.strip()
-    decision = decide(h, too_short, recipe)
+    decision = decide(gate, h, too_short, recipe)
     rows = []
     for name, rewards in aspects.items():
         weight = recipe.weights[name]
@@ -300,13 +303,15 @@ def _inspect_one(
     # a file holds the model's own score of an empty answer; -10 belongs to training
     (own,) = normalise_holistic(torch.tensor([raw]), recipe.holistic_mean, recipe.holistic_std, torch.tensor([False]))
     metrics["holistic_reward"] = own.item()
+    if undefined := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        notes.append(f"not a finite number: {', '.join(undefined)}; look at the reward model")
     differences = compare_metrics(one.recorded, metrics, same_text=text == one.text)
     compared = len(one.recorded.keys() & metrics.keys())
     return Inspection(one.number, one.query, tokens, raw, h, decision, rows, check, compared, differences, notes)
 
 
-def decide(h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
-    """What the recipe lets into the reward of a response, in words."""
+def decide(gate: float, h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
+    """What the recipe lets into the reward of a response, in words. gate: the one that was paid by (Payment.gate)."""
     if too_short:
         return Decision(False, True, "not used", f"no text: training sets h to {h:g} and leaves the aspects out")
     kind = recipe.reward_type
@@ -319,9 +324,11 @@ def decide(h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
         return Decision(
             kind != "holistic_only", kind != "aspect_only", "not used", f"reward type {kind}: {parts[kind]}"
         )
-    if h < recipe.threshold:
+    if gate == 0:
         return Decision(False, True, "closed", f"h {h:+.4f} < threshold {recipe.threshold:g}: the aspects are left out")
-    return Decision(True, True, "open", f"h {h:+.4f} >= threshold {recipe.threshold:g}: the aspects count")
+    if gate == 1:
+        return Decision(True, True, "open", f"h {h:+.4f} >= threshold {recipe.threshold:g}: the aspects count")
+    return Decision(True, True, "undefined", f"h is {h}, which has no side of the threshold {recipe.threshold:g}")
 
 
 # --- the check -------------------------------------------------------------------------------------------------------

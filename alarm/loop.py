@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .diagnostics import Scale, aspect_share, pearson, update_drift
 from .errors import ServiceError, UserError
 from .files import write_json
-from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, reward_sizes, weigh_aspects
+from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
 from .rollout import Prompt, deal_batches, resample_empty, sample_rollout
 from .run import Run, finite
 from .types import AspectScore, RewardScores, Rollout
@@ -68,8 +68,8 @@ def score(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> RewardScore
     metrics = {"holistic_reward": holistic.tolist(), "response_length": lengths}
     for aspect in aspects.values():
         metrics |= aspect.metrics
-    rewards = combine_rewards(aspect_rewards, holistic, rollout.too_short, recipe)
-    return RewardScores(rewards, holistic, metrics, raw, aspects)
+    payment = combine_rewards(aspect_rewards, holistic, rollout.too_short, recipe)
+    return RewardScores(payment, holistic, metrics, raw, aspects)
 
 
 # --- evaluation: the dev file during training and --test are the same thing ------------------------------------------
@@ -103,7 +103,7 @@ def evaluate(
             for k, i in enumerate(batch):
                 record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
                 record |= {name: values[k] for name, values in scores.metrics.items()}
-                record["total_reward"] = scores.rewards[k].sum().item()
+                record["total_reward"] = scores.payment.rewards[k].sum().item()
                 records.append(record)
     records = gather_object(records)
     return sorted(records, key=lambda record: (record["query"], record["index"]))
@@ -188,8 +188,8 @@ def train(
         with failing_together(accelerator):
             scores = score(rollout, scorer, scorer.names_that_count())
         scored = time.perf_counter()
-        stats = ppo.step(rollout.query_ids, rollout.response_ids, scores.rewards)
-        samples = gather_samples(rollout, scores, scorer.recipe, accelerator)
+        stats = ppo.step(rollout.query_ids, rollout.response_ids, scores.payment.rewards)
+        samples = gather_samples(rollout, scores, accelerator)
         row = training_row(samples, stats)
         row |= {
             "time/generate": generated - started,
@@ -265,17 +265,15 @@ def improves(found: dict[str, float], best: dict[str, float] | None) -> bool:
 NOT_METRICS = ("response_length", "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid")
 
 
-def gather_samples(
-    rollout: Rollout, scores: RewardScores, recipe: RewardRecipe, accelerator: Accelerator
-) -> dict[str, list[float]]:
+def gather_samples(rollout: Rollout, scores: RewardScores, accelerator: Accelerator) -> dict[str, list[float]]:
     """Name -> a value for each response of the union batch. Metrics of one step, what was paid, and the gate."""
     values = dict(scores.metrics)
-    values["reward"] = [rewards.sum().item() for rewards in scores.rewards]
-    values["gate_rate"] = [float(h >= recipe.threshold) for h in scores.holistic.tolist()]
+    payment = scores.payment
+    values["reward"] = [rewards.sum().item() for rewards in payment.rewards]
+    values["gate_rate"] = payment.gate.tolist()
     values["empty_rate"] = rollout.too_short.float().tolist()
-    values["aspect_paid"], values["holistic_paid"] = reward_sizes(
-        scores.rewards, scores.holistic, rollout.too_short, recipe
-    )
+    values["aspect_paid"] = [paid.double().abs().sum().item() for paid in payment.aspects]
+    values["holistic_paid"] = payment.holistic.abs().tolist()
     rows = gather_object(list(zip(*values.values(), strict=True)))
     return {name: list(column) for name, column in zip(values, zip(*rows, strict=True), strict=True)}
 
@@ -312,7 +310,7 @@ def stop_on_nonfinite(run: Run, rollout: Rollout, scores: RewardScores, accelera
     rows = gather_object(
         [
             {"query": query, "response": response, "token_rewards": [str(x) for x in rewards.tolist()]}
-            for query, response, rewards in zip(rollout.queries, rollout.responses, scores.rewards, strict=True)
+            for query, response, rewards in zip(rollout.queries, rollout.responses, scores.payment.rewards, strict=True)
         ]
     )
     target = run.dir / "bad_batch.json"

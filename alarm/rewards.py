@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .types import REWARD_TYPES, AspectScore
+from .types import REWARD_TYPES, AspectScore, Payment
 
 TOO_SHORT_HOLISTIC = -10.0  # in place of the z-normalised holistic reward of a response without text
 
@@ -51,10 +51,21 @@ def sigmoid_shape(x: Tensor) -> Tensor:
 
 
 def normalise_holistic(raw: Tensor, mean: float, std: float, too_short: Tensor) -> Tensor:
-    """h = (raw - mean) / std, and -10 where `too_short`. raw (B,), too_short (B,) bool -> (B,) float32."""
-    # in float64: a score exactly at the threshold must not fall below it by rounding
-    h = (raw.double() - mean) / std
-    return h.masked_fill(too_short, TOO_SHORT_HOLISTIC).float()
+    """h = (raw - mean) / std, and -10 where `too_short`. raw (B,), too_short (B,) bool -> (B,) float64.
+
+    float64, because the gate compares h with a threshold that may be one of these very scores, normalised in float64.
+    """
+    return ((raw.double() - mean) / std).masked_fill(too_short, TOO_SHORT_HOLISTIC)
+
+
+def open_gate(holistic: Tensor, too_short: Tensor, threshold: float) -> Tensor:
+    """The gate of the hierarchy: 1 if h >= threshold, else 0.
+
+    holistic (B,) float64, too_short (B,) bool -> (B,) float64. A response that is too short has a closed gate. A
+    response whose h is not finite is on neither side: NaN.
+    """
+    gate = (holistic.double() >= threshold).double().masked_fill(~torch.isfinite(holistic), torch.nan)
+    return gate.masked_fill(too_short, 0.0)
 
 
 def weigh_aspects(aspects: dict[str, AspectScore], weights: dict[str, float]) -> list[Tensor]:
@@ -72,54 +83,36 @@ def length_rewards(lengths: list[int], length_mean: float) -> list[Tensor]:
     return [_on_last_token(length, length / length_mean) for length in lengths]
 
 
-def combine_rewards(
-    aspect_rewards: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe
-) -> list[Tensor]:
-    """The token rewards of each response: aspects where the recipe lets them in, w_h * h on the last token.
+def combine_rewards(aspect_rewards: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe) -> Payment:
+    """What each response is paid: the aspects if the recipe lets them in, and w_h * h on the last token.
 
-    aspect_rewards B x (T_i,), holistic (B,) normalised, too_short (B,) bool -> B x (T_i,) float32.
+    aspect_rewards B x (T_i,), holistic (B,) float64 normalised, too_short (B,) bool.
 
-    holistic_only: w_h * h. aspect_only: aspects. weighted_sum: both. hierarchical: both where h >= threshold, else
+    holistic_only: w_h * h. aspect_only: aspects. weighted_sum: both. hierarchical: both if the gate is open, else
     w_h * h alone. A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type.
+    The gate is computed in every reward type, because the log reports how many responses reach it; it decides in
+    hierarchical alone.
     """
-    combined = []
-    for aspects, h, empty in zip(aspect_rewards, holistic.float(), too_short.tolist(), strict=True):
-        with_aspects, with_holistic = _parts_paid(h, empty, recipe)
-        reward = aspects.float().clone() if with_aspects else torch.zeros(len(aspects), device=aspects.device)
-        if with_holistic:
-            reward = reward + _on_last_token(len(aspects), recipe.holistic_weight * h.item()).to(reward.device)
-        combined.append(reward)
-    return combined
-
-
-def _parts_paid(h: Tensor, too_short: bool, recipe: RewardRecipe) -> tuple[bool, bool]:
-    """Whether a response is paid its aspects, and its holistic reward h."""
-    if too_short:
-        return False, True
-    with_aspects = {
-        "holistic_only": False,
-        "aspect_only": True,
-        "weighted_sum": True,
-        "hierarchical": not h < recipe.threshold,  # a NaN stays visible either way
-    }[recipe.reward_type]
-    return with_aspects, recipe.reward_type != "aspect_only"
-
-
-def reward_sizes(
-    rewards: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe
-) -> tuple[list[float], list[float]]:
-    """What `combine_rewards` paid, taken apart: per response sum_t |aspect part of token t|, and |w_h h|.
-
-    rewards B x (T_i,) as combined, holistic (B,) normalised, too_short (B,) bool -> B sizes, B sizes; 0 for a part that
-    was not paid.
-    """
-    aspect_sizes, holistic_sizes = [], []
-    for reward, h, empty in zip(rewards, holistic.float(), too_short.tolist(), strict=True):
-        _, with_holistic = _parts_paid(h, empty, recipe)
-        paid = _on_last_token(len(reward), recipe.holistic_weight * h.item() if with_holistic else 0.0)
-        aspect_sizes.append((reward.cpu().double() - paid.double()).abs().sum().item())
-        holistic_sizes.append(paid.double().abs().sum().item())
-    return aspect_sizes, holistic_sizes
+    gate = open_gate(holistic, too_short, recipe.threshold)
+    share = {  # of the aspect rewards that is paid
+        "holistic_only": torch.zeros_like(gate),
+        "aspect_only": torch.ones_like(gate),
+        "weighted_sum": torch.ones_like(gate),
+        "hierarchical": gate,
+    }[recipe.reward_type].masked_fill(too_short, 0.0)
+    paid_holistic = recipe.holistic_weight * holistic
+    if recipe.reward_type == "aspect_only":
+        paid_holistic = torch.where(too_short, paid_holistic, 0.0)
+    # an aspect that is left out must leave no trace, and 0 * NaN would be one
+    paid_aspects = [
+        torch.zeros(len(aspects)) if part == 0 else part * aspects.float().cpu()
+        for aspects, part in zip(aspect_rewards, share.tolist(), strict=True)
+    ]
+    rewards = [
+        aspects + _on_last_token(len(aspects), value)
+        for aspects, value in zip(paid_aspects, paid_holistic.tolist(), strict=True)
+    ]
+    return Payment(rewards, paid_aspects, paid_holistic, gate)
 
 
 def _on_last_token(length: int, value: float) -> Tensor:

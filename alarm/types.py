@@ -32,11 +32,21 @@ class AspectScore:
 
 
 @dataclass(frozen=True)
-class RewardScores:
-    """What PPO is trained on."""
+class Payment:
+    """What PPO is paid, and its parts. PPO, the log, the files and the inspector all read this one."""
 
-    rewards: list[torch.Tensor]  # B x (T_i,) float32
-    holistic: torch.Tensor  # (B,) float32, z-normalised
+    rewards: list[torch.Tensor]  # B x (T_i,) float32: the aspect part, and the holistic part on the last token
+    aspects: list[torch.Tensor]  # B x (T_i,) float32, weighted and gated: as paid
+    holistic: torch.Tensor  # (B,) float64, w_h * h as paid; 0 if it was left out
+    gate: torch.Tensor  # (B,) float64: 1 open, 0 closed, NaN if the holistic score is not finite
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """One rollout, scored and paid."""
+
+    payment: Payment
+    holistic: torch.Tensor  # (B,) float64, z-normalised
     metrics: dict[str, list[float]]  # name -> B values
     raw: torch.Tensor  # (B,) float32, the holistic model's scores
     aspects: dict[str, AspectScore]  # the aspects that were computed

@@ -6,6 +6,7 @@ Importing this module loads no torch: what can be checked without a model is che
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -259,18 +260,32 @@ def parse_answers(tokenizer: PreTrainedTokenizerBase, response_ids: list[Tensor]
     ]
 
 
-def unit_rewards(last_tokens: list[int], correct: list[bool], length: int, values: tuple[float, float]) -> Tensor:
-    """Zeros, with the value of (a correct, an incorrect) unit on the token it ends on. -> (length,) float32."""
+def judge_units(logits: Tensor, error: int) -> list[float]:
+    """(K, 3) logits at the K separators -> for each unit 1.0 correct, 0.0 wrong, NaN if a logit is not finite.
+
+    A unit is correct if the logit for "no error" is above the one for `error`.
+    """
+    import torch
+
+    correct = (logits[:, NO_ERR] > logits[:, error]).float()
+    return correct.masked_fill(~torch.isfinite(logits).all(dim=1), torch.nan).tolist()
+
+
+def unit_rewards(last_tokens: list[int], correct: list[float], length: int, values: tuple[float, float]) -> Tensor:
+    """Zeros, with the value of (a correct, an incorrect) unit on the token it ends on. -> (length,) float32.
+
+    correct: see `judge_units`; a NaN unit is paid NaN.
+    """
     import torch
 
     rewards = torch.zeros(length)
     for token, good in zip(last_tokens, correct, strict=True):
-        rewards[token] += values[0] if good else values[1]
+        rewards[token] += good if math.isnan(good) else values[0] if good else values[1]
     return rewards
 
 
-def rate(correct: list[bool]) -> float:
-    """Correct units / all units; 0.5 where there is none."""
+def rate(correct: list[float]) -> float:
+    """Correct units / all units; 0.5 if there is none, NaN if one is NaN."""
     return sum(correct) / len(correct) if correct else RATE_WITHOUT_UNITS
 
 
@@ -352,7 +367,7 @@ class QAAspects:
     def _judge(
         self, name: str, error: int, contexts: list[str], answers: list[ParsedAnswer], units: list[list[Span]]
     ) -> AspectScore:
-        """A unit is correct where its separator's logit for "no error" is above the one for `error`."""
+        """The reward of each unit on the token it ends on, and the rate of correct units. error: see `judge_units`."""
         values = tuple(
             self._shape(getattr(self.settings, f"{name}_{sign}_reward")) for sign in ("positive", "negative")
         )
@@ -361,7 +376,7 @@ class QAAspects:
         logits = dict(zip(judged, self.models[name]([contexts[i] for i in judged], texts), strict=True))
         rewards, rates = [], []
         for i, answer in enumerate(answers):
-            correct = (logits[i][:, NO_ERR] > logits[i][:, error]).tolist() if i in logits else []
+            correct = judge_units(logits[i], error) if i in logits else []
             last_tokens = answer.last_tokens(units[i][: len(correct)])
             rewards.append(unit_rewards(last_tokens, correct, len(answer.offsets), values))
             rates.append(rate(correct))

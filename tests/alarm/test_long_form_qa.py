@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from alarm.tasks.long_form_qa import (
     QAAspects,
     QASettings,
     check_reward_models,
+    judge_units,
     load_examples,
     parse_answers,
     rate,
@@ -155,6 +157,36 @@ def test_unit_rewards_by_hand():
     assert rewards.tolist() == [0.0, 0.5, 0.0, 0.25, 0.0]
     assert [rate([]), rate([True, False, False, True])] == [0.5, 0.5]
     assert rate([True, True, False, True]) == 0.75
+
+
+def test_units_with_logits_that_are_not_finite_are_undefined():
+    nan, inf = math.nan, math.inf
+    # labels F-ERR, NF-ERR, O; the error is F-ERR
+    logits = torch.tensor([[0.0, 9.0, 1.0], [1.0, 0.0, 0.0], [nan, 0.0, 1.0], [0.0, 0.0, inf], [1.0, nan, 0.0]])
+    found = judge_units(logits, error=0)
+    assert found[:2] == [1.0, 0.0] and all(map(math.isnan, found[2:]))
+    rewards = unit_rewards([1, 3], [nan, 1.0], 5, (0.5, -0.25))
+    assert math.isnan(rewards[1].item()) and rewards[[0, 2, 3, 4]].tolist() == [0, 0, 0.5, 0]
+    assert math.isnan(rate([1.0, nan, 0.0]))
+
+
+def spoil(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    spoilt = {k: v * math.nan if k.startswith("classifier") else v for k, v in weights.items()}
+    save_file(spoilt, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("shaping", [False, True])
+def test_reward_models_that_give_nan_give_nan_rewards_and_rates(t5, tmp_path, shaping):
+    models = reward_models(tmp_path)
+    for name in ("rel_rm", "fact_rm", "comp_rm"):
+        spoil(models / name)
+    one = QAAspects(models, "sentencizer", t5, QASettings(sigmoid_shaping=shaping))
+    scores = one(rollout(t5, ["The sky is blue. It is high."]))
+    assert set(scores) == set(ASPECTS)
+    for name, score in scores.items():
+        assert torch.isnan(score.rewards[0].sum()), name
+        assert [math.isnan(value) for values in score.metrics.values() for value in values] == [True]
 
 
 def test_rewards_sit_on_the_tokens_that_end_units(aspects, t5):

@@ -38,7 +38,7 @@ def test_sigmoid_shape_by_hand():
 def test_normalise_holistic_by_hand():
     h = normalise_holistic(torch.tensor([5.0, 1.0, 9.0]), 3.0, 2.0, torch.tensor([False, False, True]))
     assert h.tolist() == [1.0, -1.0, -10.0]
-    assert h.dtype == torch.float32
+    assert h.dtype == torch.float64
 
 
 def test_weigh_aspects_by_hand():
@@ -67,7 +67,7 @@ def test_length_rewards_by_hand():
 )
 def test_reward_types_by_hand(reward_type, below, above):
     aspects = [torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 2.0])]
-    combined = combine_rewards(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe(reward_type))
+    combined = combine_rewards(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe(reward_type)).rewards
     assert [rewards.tolist() for rewards in combined] == [below, above]
     assert aspects[0].tolist() == [1.0, 0.0, 2.0]  # new tensors, inputs untouched
 
@@ -75,8 +75,69 @@ def test_reward_types_by_hand(reward_type, below, above):
 @pytest.mark.parametrize("reward_type", REWARD_TYPES)
 def test_too_short_gets_the_penalty_and_no_aspect(reward_type):
     holistic = normalise_holistic(torch.tensor([9.0]), 0.0, 1.0, torch.tensor([True]))
-    combined = combine_rewards([torch.tensor([7.0, 7.0])], holistic, torch.tensor([True]), recipe(reward_type))
-    assert combined[0].tolist() == [0.0, -50.0]
+    paid = combine_rewards([torch.tensor([7.0, 7.0])], holistic, torch.tensor([True]), recipe(reward_type))
+    assert paid.rewards[0].tolist() == [0.0, -50.0]
+    # even if the threshold lies below the penalty
+    low = recipe(reward_type, threshold=-20.0)
+    assert combine_rewards([torch.tensor([7.0, 7.0])], holistic, torch.tensor([True]), low).gate.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("reward_type", "aspects", "holistic"),
+    [
+        ("hierarchical", [0.0, 0.5, 0.0], [-1.0, 1.4, -20.0]),
+        ("holistic_only", [0.0, 0.0, 0.0], [-1.0, 1.4, -20.0]),
+        ("aspect_only", [2.5, 0.5, 0.0], [0.0, 0.0, -20.0]),
+        ("weighted_sum", [2.5, 0.5, 0.0], [-1.0, 1.4, -20.0]),
+    ],
+)
+def test_parts_of_a_payment_by_hand(reward_type, aspects, holistic):
+    vectors = [torch.tensor([1.0, -0.5, 2.0]), torch.tensor([0.25, 0.25]), torch.tensor([7.0])]
+    h, too_short = torch.tensor([-0.5, 0.7, -10.0], dtype=torch.float64), torch.tensor([False, False, True])
+    paid = combine_rewards(vectors, h, too_short, recipe(reward_type, holistic_weight=2.0))
+    assert [part.sum().item() for part in paid.aspects] == aspects
+    assert paid.holistic.tolist() == pytest.approx(holistic)
+    assert paid.gate.tolist() == [0.0, 1.0, 0.0]
+    for reward, part, last in zip(paid.rewards, paid.aspects, paid.holistic.tolist(), strict=True):
+        assert reward[:-1].tolist() == part[:-1].tolist()
+        assert reward[-1].item() == pytest.approx(part[-1].item() + last)
+
+
+def exact_gate(raw: float, mean: float, std: float, threshold: float) -> float:
+    """What the paper's comparison gives for numbers as a calibration file holds them."""
+    return float((raw - mean) / std >= threshold)
+
+
+def test_a_score_at_a_calibrated_threshold_is_paid_as_it_is_logged():
+    # bfloat16 scores tie, so a quantile is often one of them: the gate decides by >= of the same float64 numbers
+    for trial in range(100):
+        raw = (torch.randn(51, generator=torch.Generator().manual_seed(trial)) * 3 - 5).bfloat16().float()
+        mean, std = raw.double().mean().item(), raw.double().std(correction=0).item()
+        threshold = (raw.double().median().item() - mean) / std
+        one = recipe("hierarchical", holistic_mean=mean, holistic_std=std, threshold=threshold, holistic_weight=0.0)
+        none_short = torch.zeros(len(raw), dtype=torch.bool)
+        h = normalise_holistic(raw, mean, std, none_short)
+        paid = combine_rewards([torch.ones(2)] * len(raw), h, none_short, one)
+        assert paid.gate.tolist() == [exact_gate(x, mean, std, threshold) for x in raw.tolist()]
+        assert [reward[0].item() for reward in paid.rewards] == paid.gate.tolist()
+
+
+@pytest.mark.parametrize("reward_type", REWARD_TYPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_holistic_score_that_is_not_finite_stays_visible(reward_type, value):
+    h = normalise_holistic(torch.tensor([value, 9.0]), 0.0, 1.0, NONE_SHORT)
+    paid = combine_rewards([torch.ones(2), torch.ones(2)], h, NONE_SHORT, recipe(reward_type))
+    assert math.isnan(paid.gate[0].item()) and paid.gate[1].item() == 1
+    # aspect_only does not pay it
+    assert torch.isfinite(paid.rewards[0]).all() == (reward_type == "aspect_only")
+    assert torch.isfinite(paid.rewards[1]).all()
+
+
+def test_an_aspect_that_is_not_finite_is_paid_as_it_is_or_not_at_all():
+    aspects = [torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0])]
+    paid = combine_rewards(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe("hierarchical"))
+    assert paid.rewards[0].tolist() == [0.0, 2.5]
+    assert math.isnan(paid.rewards[1][0].item()) and paid.rewards[1][1].item() == 4.5
 
 
 def test_unknown_reward_type_is_refused():
@@ -91,7 +152,7 @@ def test_unknown_reward_type_is_refused():
 )
 def test_crossing_the_threshold_never_lowers_a_shaped_total(aspects, low, high):
     vectors = [torch.tensor(aspects), torch.tensor(aspects)]
-    below, above = combine_rewards(vectors, torch.tensor([low, high]), NONE_SHORT, recipe("hierarchical"))
+    below, above = combine_rewards(vectors, torch.tensor([low, high]), NONE_SHORT, recipe("hierarchical")).rewards
     assert above.sum() >= below.sum()
 
 
@@ -122,7 +183,7 @@ def test_golden_combination(folder: Path, task: str):
             too_short,
             RewardRecipe(case["reward_type"], constants["hierarchical_threshold"], constants["holistic_reward_weight"]),
         )
-        for ours, theirs in zip(combined, case["rewards"], strict=True):
+        for ours, theirs in zip(combined.rewards, case["rewards"], strict=True):
             worst = max(worst, (ours - torch.tensor(theirs)).abs().max().item())
     print(f"combine_{task}: largest difference {worst:.1e}")
     assert worst < 1e-5

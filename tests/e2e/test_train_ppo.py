@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alarm.loop import PUBLISHED_NAMES
 from helpers import ROOT, forget_accelerate
 
 SCRIPT = str(ROOT / "long-form-QA" / "train_ppo.py")
@@ -260,31 +261,39 @@ def test_long_prompts_are_cut_counted_and_said(world, train_ppo, tmp_path, capfd
     assert "10 of them cut to 20 tokens" in capfd.readouterr().out
 
 
-def test_nan_rewards_stop_the_run_and_save_the_batch(world, train_ppo, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("model", "flag", "weight", "metric"),
+    [
+        ("holistic", "--holistic_model", "regression_head.weight", "holistic_reward"),
+        ("reward_models/rel_rm", "--reward_model_dir", "classifier.weight", "relevance_rate"),
+        ("reward_models/comp_rm", "--reward_model_dir", "classifier.out_proj.weight", "completeness_reward"),
+    ],
+)
+def test_nan_rewards_stop_the_run_and_save_the_batch(world, train_ppo, tmp_path, capfd, model, flag, weight, metric):
     import shutil
 
     from safetensors.torch import save_file
 
-    holistic = shutil.copytree(world.folder / "holistic", tmp_path / "holistic")
-    weights = load_file(holistic / "model.safetensors")
-    weights["regression_head.weight"] = weights["regression_head.weight"] * float("nan")
-    save_file(weights, holistic / "model.safetensors", metadata={"format": "pt"})
+    top = model.split("/")[0]
+    shutil.copytree(world.folder / top, tmp_path / top)
+    weights = load_file(tmp_path / model / "model.safetensors")
+    weights[weight] = weights[weight] * float("nan")
+    save_file(weights, tmp_path / model / "model.safetensors", metadata={"format": "pt"})
     run = tmp_path / "run"
-    flags = [
-        *world.flags,
-        "--holistic_model",
-        str(holistic),
-        "--save_dir",
-        str(run),
-        "--max_steps",
-        "9",
-        "--eval_interval",
-        "0",
-    ]
-    assert "3 steps in a row" in refused(train_ppo, flags, capfd)
+    flags = [*world.flags, flag, str(tmp_path / top), "--reward_type", "weighted_sum"]
+    training = [*flags, "--save_dir", str(run), "--max_steps", "9", "--eval_interval", "0"]
+    assert "3 steps in a row" in refused(train_ppo, training, capfd)
     batch = json.loads((run / "bad_batch.json").read_text())
     assert len(batch) == 4 and all("nan" in row["token_rewards"] for row in batch)
-    assert [row["train"]["skipped"] for row in log_rows(run)] == [1, 1, 1]
+    rows = [row["train"] for row in log_rows(run)]
+    assert [row["skipped"] for row in rows] == [1, 1, 1]
+    assert [row[metric] for row in rows] == [row["reward"] for row in rows] == [None] * 3
+
+    train_ppo([*flags, "--test", "--test_do_sample", "--save_dir", str(tmp_path / "out.json")])
+    published = PUBLISHED_NAMES.get(metric, metric)
+    answers = json.loads((tmp_path / "out.json").read_text())
+    assert all(row[published] is None for row in answers if row["generation"].strip())
+    assert "not finite" in capfd.readouterr().out
 
 
 def test_checkpoint_with_missing_weights_is_named(world, train_ppo, tmp_path, capfd):

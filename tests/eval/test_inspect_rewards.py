@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ from alarm.inspection import (
 )
 from alarm.inspection_report import html_report, print_report, signed, strength
 from alarm.loop import Scorer
-from alarm.rewards import RewardRecipe
+from alarm.rewards import RewardRecipe, open_gate
 from alarm.types import AspectScore
 from helpers import CHECKPOINTS, ROOT, load_script
 
@@ -150,6 +151,7 @@ def test_ragged_batches_pass_and_right_aligned_ones_do_not(batch):
     [
         ("hierarchical", 0.6, False, (True, True, "open")),
         ("hierarchical", 0.59, False, (False, True, "closed")),
+        ("hierarchical", math.nan, False, (True, True, "undefined")),
         ("hierarchical", -10.0, True, (False, True, "not used")),
         ("holistic_only", 0.6, False, (False, True, "not used")),
         ("aspect_only", 0.0, False, (True, False, "not used")),
@@ -158,7 +160,8 @@ def test_ragged_batches_pass_and_right_aligned_ones_do_not(batch):
     ],
 )
 def test_the_decision(kind, h, empty, expected):
-    decision = decide(h, empty, RewardRecipe(kind, 0.6, 5.0))
+    gate = open_gate(torch.tensor([h]), torch.tensor([empty]), 0.6).item()
+    decision = decide(gate, h, empty, RewardRecipe(kind, 0.6, 5.0))
     assert (decision.aspects, decision.holistic, decision.gate) == expected
     assert kind in decision.why or "threshold 0.6" in decision.why or "no text" in decision.why
 
