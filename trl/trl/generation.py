@@ -44,6 +44,9 @@ NEUTRAL = {
 }
 
 
+TOKEN_FIELDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
     """The ids that generation takes from a checkpoint."""
@@ -142,18 +145,29 @@ def generate(
     return responses
 
 
+def keep_special_tokens(model: nn.Module) -> None:
+    """Take all but the special tokens out of the model's generation config, and so out of what is saved with it.
+
+    transformers refuses to save some settings that it loads (a temperature without do_sample) once it has changed the
+    tokens beside them, as its Trainer does.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in TOKEN_FIELDS})
+
+
 def unused_settings(model: nn.Module) -> dict[str, Any]:
     """What the files beside the weights ask of generation, and do not get."""
     base = _base_model(model)
-    asked = {
-        name: value
-        for name, value in base.generation_config.to_dict().items()
-        if not (value is None or value is False or name.startswith("_") or name == "transformers_version")
-    }
-    taken = {"decoder_start_token_id": special_tokens(base).start}
-    plain = NEUTRAL | taken | {"top_k": 0, "min_length": 0}
-    used = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: value for name, value in asked.items() if name not in used and value != plain.get(name)}
+    plain = NEUTRAL | {"top_k": 0, "min_length": 0, "decoder_start_token_id": special_tokens(base).start}
+    ignored = {"transformers_version", *TOKEN_FIELDS} - {"decoder_start_token_id"}  # the config's start goes before
+
+    def is_wish(name: str, value: Any) -> bool:
+        if value is None or name in ignored or name.startswith("_"):
+            return False
+        # `is False`: 0 is a wish, if it is a forced token
+        return value != plain[name] if name in plain else value is not False
+
+    return {name: value for name, value in base.generation_config.to_dict().items() if is_wish(name, value)}
 
 
 def describe_unused(model: nn.Module) -> str | None:
