@@ -20,8 +20,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_beams": 1}  # the policy itself
 GREEDY = {"do_sample": False, "num_beams": 1}
 
-# What changes nothing, for every field of which transformers has another idea than None. Two are left out here:
-# transformers warns if min_length stands beside min_new_tokens, and if top_k is set without sampling.
+# The value that changes nothing, for each field that has one besides None. Two are not here: transformers warns if
+# min_length stands beside min_new_tokens, and if top_k is set without sampling.
 NEUTRAL = {
     "do_sample": False,
     "num_beams": 1,
@@ -42,8 +42,6 @@ NEUTRAL = {
     "output_scores": False,
     "return_dict_in_generate": False,
 }
-
-
 TOKEN_FIELDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
