@@ -30,7 +30,6 @@ BENT = {
     "forced_eos_token_id": 1,
     "decoder_start_token_id": 7,
     "max_time": 1e-9,
-    "return_dict_in_generate": True,
 }
 
 
