@@ -199,9 +199,11 @@ def sample_and_score(args, policy: str, rows: list[dict], prompt_of, aspects: li
 
     import torch
 
+    from trl.generation import SAMPLING
+
     from .holistic import HolisticModel
     from .launch import process_state
-    from .loop import SAMPLING, Scorer, cut_inputs, evaluate, say_counts
+    from .loop import Scorer, cut_inputs, evaluate, say_counts
     from .policy import encode_splits, load_tokenizer
     from .rewards import RewardRecipe
 
@@ -318,7 +320,7 @@ def describe_records(records: list[dict], rewards: dict[str, tuple[str, str]]) -
 
 
 def settings_of(args: argparse.Namespace, aspects: Iterable[str]) -> dict:
-    from .loop import SAMPLING
+    from trl.generation import SAMPLING
 
     max_input, max_generated = limits_of(args)
     settings = {"seed": args.seed, "dtype": args.dtype, "batch_size": args.batch_size}

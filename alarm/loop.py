@@ -14,6 +14,8 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from trl.generation import GREEDY, SAMPLING
+
 from .diagnostics import Scale, aspect_share, pearson, update_drift
 from .errors import ServiceError, UserError
 from .files import write_json
@@ -327,10 +329,6 @@ def stop_on_nonfinite(run: Run, rollout: Rollout, scores: RewardScores, accelera
 # names in the published generation files, where they differ from ours
 PUBLISHED_NAMES = {"relevance_rate": "verbosity_rate"}
 NOT_PUBLISHED = ("index", "total_reward")
-
-# transformers samples among 50 tokens unless top_k is said; checkpoints may ask for beams
-SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_beams": 1}
-GREEDY = {"do_sample": False, "num_beams": 1}
 
 
 def run_test(

@@ -52,9 +52,14 @@ def train_seq2seq(
     """
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
 
+    from trl.generation import describe_unused, keep_special_tokens
+
     set_seed(args.seed)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.model_path)
     model = load_pretrained(AutoModelForSeq2SeqLM.from_pretrained, args.model_path, dtype="float32")
+    if unused := describe_unused(model):
+        process_state().print(unused)
+    keep_special_tokens(model)
 
     encoded = {}
     for name, pairs in (("train", train), ("dev", dev)):

@@ -38,22 +38,24 @@ def translate(
     from torch.nn.utils.rnn import pad_sequence
     from tqdm.auto import tqdm
 
+    from trl.generation import GREEDY, describe_unused, generate, special_tokens
+
     from .launch import process_state
     from .rollout import deal_batches, decode
 
     state = process_state()
+    tokens = special_tokens(model, tokenizer)
+    if unused := describe_unused(model):
+        state.print(unused)
     mine = deal_batches(prompts, batch_size, state.process_index, state.num_processes)
     found = []
     for _, batch in tqdm(mine, desc="translating", unit="batch", leave=False, disable=not state.is_main_process):
         rows = [prompts[i].ids for i in batch]
-        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokens.pad).to(model.device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
         with torch.inference_mode():
-            # a checkpoint's own generation settings may ask for beams or sampling
-            answers = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-            )
-        found += zip(batch, decode(tokenizer, list(answers.cpu())), strict=True)
+            answers = generate(model, ids, mask, tokens, **GREEDY, max_new_tokens=max_new_tokens)
+        found += zip(batch, decode(tokenizer, answers), strict=True)
     return [text for _, text in sorted(gather_object(found))]
 
 

@@ -386,6 +386,80 @@ def test_eval_sft_measures_a_folder_of_sft(world, sft, tmp_path, capfd, fresh_ac
     assert "--overwrite" in refused(main, flags, capfd)
 
 
+BENT = {
+    "temperature": 0.1,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(20, 200)),
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 1,
+    "length_penalty": -2.0,
+}
+
+
+def ask_for(folder: Path, **settings) -> None:
+    """Add settings to the generation_config.json of a checkpoint."""
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_eval_sft_measures_the_weights_alone(world, sft, tmp_path, capfd, fresh_accelerate):
+    bent = shutil.copytree(sft, tmp_path / "bent")
+    ask_for(bent, **BENT, do_sample=True, num_beams=3, max_time=1e-9)
+    found = {}
+    for policy in (sft, bent):
+        out = tmp_path / f"{policy.name}.json"
+        flags = words_of({"policy_ckpt": policy, "test_file": world.folder / "dev.jsonl", "output": out, "max_len": 16})
+        load_script("MT/eval_sft.py").main([*flags, "--dtype", "float32"])
+        found[policy] = json.loads(out.read_text())
+    assert found[sft]["translations"] == found[bent]["translations"]
+    assert found[sft]["scores"] == found[bent]["scores"]
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "are not used" in line]
+    assert str(bent) in line and all(f"{name}=" in line for name in (*BENT, "num_beams", "max_time"))
+
+
+def test_sft_starts_from_the_weights_alone(world, sft, tmp_path, capfd, fresh_accelerate):
+    """Its metrics and what it saves do not depend on settings of the base, which may be ones that cannot be saved."""
+    base = shutil.copytree(world.folder / "policy", tmp_path / "base")
+    ask_for(base, **BENT, eos_token_id=[1, 5])
+    out = tmp_path / "out"
+    flags = {"model_path": base, "save_dir": out, "max_steps": 2, "batch_size": 4, "max_len": 16}
+    load_script("MT/train_sft.py").main([*world.files[:4], *words_of(flags)])
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "are not used" in line]
+    assert str(base) in line and all(f"{name}=" in line for name in BENT)
+    assert torch.equal(*(load_file(f / "model.safetensors")["shared.weight"] for f in (out, sft)))
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert not BENT.keys() & saved.keys() and saved["eos_token_id"] == [1, 5]
+
+
+def test_a_translation_ends_at_every_end_token(tmp_path, fresh_accelerate):
+    """A list in the generation config, another id in the config, and the tokenizer's."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from alarm.rollout import encode_prompts
+    from alarm.translate import translate
+
+    folder = CHECKPOINTS / "tiny-mt5"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder)
+    rows = [{} for _ in PAIRS]
+    prompts, _ = encode_prompts(tokenizer, rows, [es for es, _ in PAIRS], 32)
+    whole = translate(model, tokenizer, prompts, 8, batch_size=4)
+    assert tokenizer.eos_token_id == 1
+
+    def greedy(prompt):
+        ids = model.generate(input_ids=prompt.ids[None], max_new_tokens=8, do_sample=False)[0, 1:].tolist()
+        return ids[: ids.index(1) + 1] if 1 in ids else ids
+
+    ids = [greedy(prompt) for prompt in prompts]
+    first, second = ids[0][2], ids[3][1]
+    model.config.eos_token_id = first
+    model.generation_config.eos_token_id = [1, second]
+    cut = [row[: min((row.index(end) + 1 for end in (1, first, second) if end in row), default=None)] for row in ids]
+    expected = [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in cut]
+    assert translate(model, tokenizer, prompts, 8, batch_size=4) == expected
+    assert expected[0] != whole[0] and expected[3] != whole[3]
+
+
 @pytest.mark.slow
 def test_eval_sft_on_two_processes_finds_the_same(world, sft, tmp_path, fresh_accelerate):
     one, two = tmp_path / "one.json", tmp_path / "two.json"

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from . import ppo_math
 from .config import PPOConfig
+from .generation import describe_unused, generate, special_tokens
 from .ppo_math import LossSums
 
 TRAINABLE_FILE = "trainable.safetensors"
@@ -116,7 +117,7 @@ class PPOTrainer:
         from 1 before the first update; during updates `lora_dropout` alone is active: it acts on a branch that is zero
         in a fresh adapter, so that the first ratio is exactly 1 and the adapter is still regularised.
     ref_model: reference without PEFT; left out, a frozen copy of `model`
-    tokenizer: gives the pad and end tokens; left out, the model's config does
+    tokenizer: gives pad and end tokens, before those of the model's config and generation config
     dataset: sequence of examples, for `dataloader`
     data_collator: list of examples -> batch; left out, the list itself
     optimizer, lr_scheduler: over the trainable parameters; left out, Adam at a constant rate. The scheduler moves once
@@ -159,12 +160,10 @@ class PPOTrainer:
             settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
         set_seed(config.seed + self.accelerator.process_index)
 
-        generation = model.base_model.generation_config
-        pad = tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id
-        eos = tokenizer.eos_token_id if tokenizer is not None else None
-        eos = generation.eos_token_id if eos is None else eos
-        self._eos_ids = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
-        self._pad_id = pad if pad is not None else (self._eos_ids or [0])[0]
+        self._tokens = special_tokens(model.base_model, tokenizer)
+        self._pad_id = self._tokens.pad
+        if unused := describe_unused(model.base_model):
+            self.accelerator.print(unused)
 
         self._ref_model = None
         if not model.is_peft:
@@ -222,30 +221,19 @@ class PPOTrainer:
     ) -> list[Tensor]:
         """Sample one response per query: B x (Q_i,) ids in, B x (T_i,) ids out, in order, on the trainer's device.
 
-        A response ends with its first end token, included, and holds no padding. `batch_size` queries are generated at
-        a time (None: all). `generation_kwargs` go to transformers' `generate`; with do_sample=True, top_k is 0 unless
-        given (transformers keeps only the 50 likeliest tokens otherwise). Anything else that bends the distribution
-        (temperature, top_p, or a generation_config.json that sets them) is left to the caller: PPO takes samples to
-        come from the policy itself.
+        A response ends with its first end token, included, and holds no padding; end tokens are those of the tokenizer,
+        the config and the generation config. `batch_size` queries are generated at a time (None: all).
+        `generation_kwargs` go to transformers' `generate`. What they leave open changes nothing, whatever the
+        checkpoint's generation_config.json asks for: do_sample=True samples from the policy itself, which PPO takes
+        samples to come from. What they set (temperature, top_p, a `generation_config`...) is used. Without a limit
+        (max_new_tokens) a response has 20 tokens at most.
         """
-        if generation_kwargs.get("do_sample") and "generation_config" not in generation_kwargs:
-            generation_kwargs.setdefault("top_k", 0)
-        generation_kwargs.setdefault("pad_token_id", self._pad_id)
-        if self._eos_ids and "generation_config" not in generation_kwargs:
-            generation_kwargs.setdefault("eos_token_id", self._eos_ids)
-        eos = generation_kwargs.get("eos_token_id", self._eos_ids)
-        eos = torch.tensor([] if eos is None else eos, device=self.device).reshape(-1)
-        encoder_decoder = self.policy.config.is_encoder_decoder
-
         responses: list[Tensor] = []
         for start in range(0, len(queries), batch_size or max(len(queries), 1)):
             chunk = queries[start : start + batch_size] if batch_size else queries
             ids, mask = _pad(chunk, self._pad_id, self.policy.query_padding, self.device)
-            output = self.policy.pretrained_model.generate(input_ids=ids, attention_mask=mask, **generation_kwargs)
-            for row in output[:, 1 if encoder_decoder else ids.shape[1] :]:
-                ends = torch.isin(row, eos).nonzero()
-                responses.append(row[: int(ends[0]) + 1] if len(ends) else row)
-        return [response.clone() for response in responses]
+            responses += generate(self.policy.pretrained_model, ids, mask, self._tokens, **generation_kwargs)
+        return responses
 
     # --- one PPO step ------------------------------------------------------------------------------------------------
 
