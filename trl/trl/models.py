@@ -82,8 +82,8 @@ def _names_of(parameters: list[nn.Parameter], model: nn.Module) -> set[str]:
 def _vocabulary_of(found: dict[str, Tensor], layer: str) -> int | None:
     """The vocabulary for which an adapter was trained, as far as its weights of the input embedding `layer` tell."""
     for name, tensor in found.items():
-        if name.startswith(f"base_model.model.{layer}.") and tensor.dim() == 2:
-            if name.endswith(".lora_embedding_A"):
+        if name.startswith(f"base_model.model.{layer}."):
+            if name.endswith(".lora_embedding_A"):  # (rank, V)
                 return tensor.shape[1]
             if name.endswith((f".{layer}.weight", ".base_layer.weight", ".original_module.weight")):
                 return tensor.shape[0]
@@ -106,8 +106,9 @@ def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict)
     base_model = _load_language_model(auto_class, base, dtype, kwargs)
     try:
         found = load_peft_weights(name_or_path, device="cpu")
-        (layer,) = [name for name, module in base_model.named_modules() if module is base_model.get_input_embeddings()]
-        tokens = len(base_model.get_input_embeddings().weight)
+        embedding = base_model.get_input_embeddings()
+        (layer,) = [name for name, module in base_model.named_modules() if module is embedding]
+        tokens = len(embedding.weight)
         trained_for = _vocabulary_of(found, layer) or tokens
         if trained_for != tokens:
             base_model.resize_token_embeddings(trained_for, mean_resizing=False)
@@ -125,7 +126,7 @@ def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict)
     if trained_for != tokens and (missing := _names_of(embeddings, model) - found.keys()):
         raise ValueError(
             f"the adapter in {name_or_path} was trained with {trained_for} tokens, {base} has {tokens}, and the "
-            f"adapter lacks the weights for the others: {_some(missing)}; save it with save_embedding_layers=True"
+            f"adapter file lacks {_some(missing)}; give a base model of {trained_for} tokens"
         )
     # PEFT drops these in silence
     known = adapter | set(get_peft_model_state_dict(model, save_embedding_layers=True)) | set(model.state_dict())

@@ -22,7 +22,6 @@ from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from . import ppo_math
@@ -184,10 +183,10 @@ class PPOTrainer:
         self.model, self.optimizer, self.lr_scheduler = self.accelerator.prepare(model, optimizer, lr_scheduler)
         self.policy = self.accelerator.unwrap_model(self.model)  # the same weights, without the wrapper of processes
         self.policy.eval()
-        # what trains, as it is now; None if another model, or this one with adapters off, is the reference
-        self._start_weights: dict[str, Tensor] | None = None
+        # each weight that trains, and a copy as it is now; None if another model or adapters off are the reference
+        self._start_weights: list[tuple[nn.Parameter, Tensor]] | None = None
         if self._ref_model is None and not self.policy.adapter_adds_zero():
-            self._start_weights = {name: p.detach().clone() for name, p in self._trainable_weights().items()}
+            self._start_weights = [(p, p.detach().clone()) for p in self._trainable_weights().values()]
 
         self.dataset = dataset
         self.dataloader = None
@@ -327,10 +326,21 @@ class PPOTrainer:
     def _reference_logits(self, inputs: dict) -> Tensor:
         if self._ref_model is not None:
             return self._ref_model(**inputs)[0]
-        if self._start_weights is not None:
-            return functional_call(self.policy, self._start_weights, kwargs=inputs)[0]
-        with self.policy.pretrained_model.disable_adapter():
+        off = self._start_weights is None
+        with self.policy.pretrained_model.disable_adapter() if off else self._start_weights_in_place():
             return self.policy(**inputs)[0]
+
+    @contextmanager
+    def _start_weights_in_place(self):
+        # not torch.func.functional_call: it does not restore the weights of a module that is in the model twice
+        trained = [parameter.data for parameter, _ in self._start_weights]
+        try:
+            for parameter, start in self._start_weights:
+                parameter.data = start
+            yield
+        finally:
+            for (parameter, _), data in zip(self._start_weights, trained, strict=True):
+                parameter.data = data
 
     @torch.no_grad()
     def _score_rollout(
