@@ -32,6 +32,11 @@ def _find_file(name_or_path: str, filename: str) -> str | None:
     )
 
 
+def is_adapter(name_or_path: str | Path) -> bool:
+    """Whether a folder or hub repository holds an adapter instead of a whole model."""
+    return _find_file(str(name_or_path), ADAPTER_CONFIG_FILE) is not None
+
+
 def _some(names: Any, limit: int = 4) -> str:
     names = sorted(str(name) for name in names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
@@ -175,7 +180,7 @@ class _ModelWithValueHead(nn.Module):
         """
         name = str(name_or_path)
         loaded: set[str] = set()
-        if _find_file(name, ADAPTER_CONFIG_FILE):
+        if is_adapter(name):
             if peft_config is not None:
                 raise ValueError(f"{name} is a trained adapter: leave peft_config out to train it on")
             pretrained_model, loaded = _load_adapter(cls.auto_class, name, dtype, kwargs)
