@@ -38,19 +38,23 @@ class Kind:
             warnings.simplefilter("ignore")
             model = get_peft_model(base, self.config(task_type=task, **size, **self.settings))
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or name.endswith(self.trained or ("nothing",)))
+            parameter.requires_grad_(parameter.requires_grad or self.trains_base_weight(name))
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn_like(parameter)
         return model
 
+    def trains_base_weight(self, name: str) -> bool:
+        return any(name.endswith(end) for end in self.trained)
+
+    @property
+    def model_class(self) -> type:
+        return AutoModelForSeq2SeqLMWithValueHead if self.base == "tiny_t5" else AutoModelForCausalLMWithValueHead
+
     def wrap(self, model):
-        seq2seq = self.base == "tiny_t5"
-        return (AutoModelForSeq2SeqLMWithValueHead if seq2seq else AutoModelForCausalLMWithValueHead)(model).eval()
+        return self.model_class(model).eval()
 
     def load(self, folder):
-        seq2seq = self.base == "tiny_t5"
-        cls = AutoModelForSeq2SeqLMWithValueHead if seq2seq else AutoModelForCausalLMWithValueHead
-        return cls.from_pretrained(folder)
+        return self.model_class.from_pretrained(folder)
 
 
 KINDS = {
@@ -94,7 +98,7 @@ def adapted(kind, request):
     return kind.build(request.getfixturevalue(kind.base))
 
 
-def batch(seed: int = 1, size: int = 8, vocabulary: int = 48):
+def batch(seed: int = 1, size: int = 4, vocabulary: int = 48):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 7, (2, size), generator=g).tolist()
     queries, responses = ([torch.randint(3, vocabulary, (n,), generator=g) for n in row] for row in lengths)
@@ -123,18 +127,29 @@ def test_what_is_saved_loads_to_the_same_logits(kind, adapted, tmp_path):
     model.save_pretrained(tmp_path / "once")
     once = kind.load(tmp_path / "once")
     torch.testing.assert_close(logits(once), expected, atol=1e-5, rtol=0)
-    assert {name for name in trainable(model) if not name.endswith(kind.trained or ("nothing",))} == trainable(once)
+    assert trainable(once) == {name for name in trainable(model) if not kind.trains_base_weight(name)}
     once.save_pretrained(tmp_path / "twice")
     torch.testing.assert_close(logits(kind.load(tmp_path / "twice")), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("embeddings", [True, "auto"])
-def test_what_peft_saved_loads_and_is_saved_again(kind, adapted, embeddings, tmp_path):
-    if kind.trained and (embeddings == "auto" or "norm" in kind.trained[0]):
-        pytest.skip("PEFT does not write these")
+FOUND_BY_PEFT = [(name, "auto") for name, kind in KINDS.items() if not kind.trained]
+TOLD_TO_PEFT = [
+    "lora",
+    "trained embeddings",
+    "trained embeddings on llama",
+    "lora on embeddings",
+    "lora on embed_tokens",
+]
+TOLD_TO_PEFT += ["modules_to_save shared", "modules_to_save on llama", "trainable tokens", "trainable tokens on llama"]
+
+
+@pytest.mark.parametrize(("name", "embeddings"), [*FOUND_BY_PEFT, *((name, True) for name in TOLD_TO_PEFT)])
+def test_what_peft_saved_loads_and_is_saved_again(name, embeddings, request, tmp_path):
+    kind = KINDS[name]
+    adapted = kind.build(request.getfixturevalue(kind.base))
     expected = logits(kind.wrap(adapted))
     adapted.save_pretrained(str(tmp_path / "peft"), save_embedding_layers=embeddings)
-    if kind is KINDS["added tokens, lora on them"]:  # PEFT leaves out what is not adapted, here the new output rows
+    if name == "added tokens, lora on them":  # PEFT leaves out what is not adapted, here the new output rows
         with pytest.raises(ValueError, match=r"50 tokens.* has 48.*lm_head\.weight"):
             kind.load(tmp_path / "peft")
         return
@@ -246,7 +261,7 @@ def test_two_active_adapters_are_refused(tiny_t5):
 
 def make_trainer(model) -> PPOTrainer:
     config = PPOConfig(
-        log_with="none", batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2,
+        log_with="none", batch_size=4, mini_batch_size=2, gradient_accumulation_steps=2, ppo_epochs=1,
         learning_rate=1e-2, seed=3,
     )  # fmt: skip
     return PPOTrainer(config, model)
@@ -261,7 +276,7 @@ def test_a_trained_adapter_is_its_own_reference_also_after_a_resume(kind, adapte
     as_given = kind.load(tmp_path / "policy")
     policy = kind.load(tmp_path / "policy")
     for name, parameter in policy.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad or name.endswith(kind.trained or ("nothing",)))
+        parameter.requires_grad_(parameter.requires_grad or kind.trains_base_weight(name))
     ours = {name: parameter.data_ptr() for name, parameter in policy.named_parameters()}
     trains = trainable(policy)
     trainer = make_trainer(policy)
@@ -290,7 +305,15 @@ def test_a_trained_adapter_is_its_own_reference_also_after_a_resume(kind, adapte
     torch.testing.assert_close(logits(kind.load(tmp_path / "trained")), trained, atol=1e-5, rtol=0)
 
 
-def test_the_reference_of_a_classic_peft_model_is_its_start(kind, adapted):
+@pytest.mark.parametrize("name", ["lora", "bias all", "trained embeddings", "trainable tokens", "modules_to_save tied"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_reference_of_a_classic_peft_model_is_its_start(name, fresh, request):
+    kind = KINDS[name]
+    adapted = kind.build(request.getfixturevalue(kind.base))
+    if fresh:
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.data.zero_()
     trainer = make_trainer(kind.wrap(adapted))
     inputs, _ = trainer._model_inputs(*batch(3)[:2])
     with torch.no_grad():
@@ -299,3 +322,20 @@ def test_the_reference_of_a_classic_peft_model_is_its_start(kind, adapted):
     with torch.no_grad():
         assert torch.equal(trainer._reference_logits(inputs), start)
         assert (trainer.policy(**inputs)[0] - start).abs().max() > 1e-4
+
+
+def test_adapters_off_are_the_reference_of_fresh_lora_alone(tiny_t5, tiny_gpt2):
+    def fresh(folder, cls=AutoModelForSeq2SeqLMWithValueHead, **settings):
+        task = "SEQ_2_SEQ_LM" if folder == tiny_t5 else "CAUSAL_LM"
+        return cls.from_pretrained(folder, peft_config=LoraConfig(task_type=task, **settings))
+
+    assert fresh(tiny_t5).adapter_adds_zero()
+    assert not KINDS["lora"].wrap(KINDS["lora"].build(tiny_t5)).adapter_adds_zero()
+    assert not AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5).adapter_adds_zero()
+    for settings in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}):
+        assert not fresh(tiny_t5, **settings).adapter_adds_zero()
+    # adapters off would leave the trained biases of the base on
+    assert not fresh(tiny_gpt2, AutoModelForCausalLMWithValueHead, bias="all").adapter_adds_zero()
+    unfrozen = fresh(tiny_t5)
+    unfrozen.base_model.shared.weight.requires_grad_(True)
+    assert not unfrozen.adapter_adds_zero()

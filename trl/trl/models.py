@@ -170,7 +170,8 @@ class _ModelWithValueHead(nn.Module):
 
         name_or_path: a base model (folder or hub name), an adapter folder (its adapter is trainable again), or a
             folder written by `save_pretrained` (the value head is restored; elsewhere it starts at zero). Base weights
-            in an adapter folder are loaded too; if they show another vocabulary size, the embeddings are resized.
+            in an adapter folder are loaded too, and stay frozen. The embeddings are resized if the adapter was trained
+            with another number of tokens.
         peft_config: adds a fresh adapter to a base model
         dtype: of the base weights, such as torch.bfloat16; adapters and value head are float32
         kwargs: to transformers' `from_pretrained`
