@@ -177,7 +177,7 @@ class _ModelWithValueHead(nn.Module):
         kwargs: to transformers' `from_pretrained`
 
         Raises ValueError, naming the weights, where the checkpoint lacks some or holds some of the wrong shape, and for
-        adapters that lengthen the sequences (prompt tuning and its kin).
+        adapters that make sequences longer (prompt tuning and similar kinds).
         """
         name = str(name_or_path)
         loaded: set[str] = set()
