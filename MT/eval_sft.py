@@ -54,13 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     policy = resolve_policy(args.policy_ckpt)
     rows = load_parts({"test": args.test_file}, args.dataset)["test"]
 
-    import torch
-
-    from alarm.checkpoints import reported
-    from alarm.policy import load_tokenizer
+    from alarm.policy import load_model, load_tokenizer
     from alarm.rollout import encode_prompts
     from alarm.translate import overlap_scores, readability_scores, translate
-    from trl import AutoModelForSeq2SeqLMWithValueHead
 
     state = process_state()
     tokenizer = load_tokenizer(policy)
@@ -69,9 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(rows)} prompts from {args.test_file or args.dataset}, {cut} of them cut to {args.max_len} tokens"
     )
 
-    with reported("the policy", policy):
-        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(policy, dtype=getattr(torch, args.dtype))
-    model = model.pretrained_model.to(state.device)
+    model = load_model(policy, tokenizer, args.dtype).pretrained_model.to(state.device)
     translations = translate(model, tokenizer, prompts, args.max_len, args.batch_size)
     references = [row["translation"]["en"] for row in rows]
     scores = {

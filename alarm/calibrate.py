@@ -274,21 +274,14 @@ def load_aspects(args, aspects: list[str], tokenizer: PreTrainedTokenizerBase, c
 
 def build_sampler(args: argparse.Namespace, policy: str, tokenizer: PreTrainedTokenizerBase) -> PPOTrainer:
     """The policy, to generate as training does."""
-    import torch
     from peft import LoraConfig, TaskType
 
-    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
+    from trl import PPOConfig, PPOTrainer
 
-    from .checkpoints import reported
+    from .policy import load_model
 
-    lora = None
-    if not (Path(policy) / "adapter_config.json").is_file():
-        # fresh adapters add zero, and spare the trainer a copy of the model as its reference
-        lora = LoraConfig(r=1, task_type=TaskType.SEQ_2_SEQ_LM)
-    with reported("the policy", policy):
-        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
-            policy, peft_config=lora, dtype=getattr(torch, args.dtype)
-        )
+    # fresh adapters add zero, and spare the trainer a copy of the model as its reference
+    model = load_model(policy, tokenizer, args.dtype, LoraConfig(r=1, task_type=TaskType.SEQ_2_SEQ_LM))
     return PPOTrainer(PPOConfig(seed=args.seed, log_with="none"), model, tokenizer=tokenizer)
 
 

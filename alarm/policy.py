@@ -11,9 +11,10 @@ from .checkpoints import reported
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
-    from trl import PPOTrainer
+    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOTrainer
 
     from .rollout import Prompt
 
@@ -24,6 +25,32 @@ def load_tokenizer(policy: str) -> PreTrainedTokenizerBase:
 
     with reported("the tokenizer of the policy", policy):
         return AutoTokenizer.from_pretrained(policy)
+
+
+def load_model(
+    policy: str, tokenizer: PreTrainedTokenizerBase, dtype: str, fresh_adapter: PeftConfig | None = None
+) -> AutoModelForSeq2SeqLMWithValueHead:
+    """The model at `policy`, with `fresh_adapter` if it has no adapter of its own.
+
+    Raises UserError if it cannot be loaded, and if the tokenizer has tokens for which it has no embedding.
+    """
+    import torch
+
+    from trl import AutoModelForSeq2SeqLMWithValueHead
+    from trl.models import is_adapter
+
+    with reported("the policy", policy):
+        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
+            policy, peft_config=None if is_adapter(policy) else fresh_adapter, dtype=getattr(torch, dtype)
+        )
+    rows = len(model.base_model.get_input_embeddings().weight)
+    last = max(tokenizer.get_vocab().values())
+    if last >= rows:
+        raise UserError(
+            f"the tokenizer of {policy} has {last + 1} tokens and the model embeddings for {rows}; "
+            "save the adapter with its embeddings, or give the tokenizer of its base model"
+        )
+    return model
 
 
 def encode_splits(
@@ -53,16 +80,13 @@ def build_trainer(
 
     LoRA as in the paper: rank 16, alpha 32, dropout 0.05.
     """
-    import torch
     from peft import LoraConfig, TaskType
 
-    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer, set_seed
+    from trl import PPOConfig, PPOTrainer, set_seed
 
     set_seed(args.seed)  # of the fresh adapters; the trainer seeds again, each process with its own
-    lora = None
-    if not (Path(policy) / "adapter_config.json").is_file():
-        # with --test as well: fresh adapters add zero, and spare the trainer a copy of the model as its reference
-        lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, bias="none", task_type=TaskType.SEQ_2_SEQ_LM)
+    # with --test as well: fresh adapters add zero, and spare the trainer a copy of the model as its reference
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, bias="none", task_type=TaskType.SEQ_2_SEQ_LM)
     config = PPOConfig(
         seed=args.seed,
         learning_rate=args.lr,
@@ -77,10 +101,7 @@ def build_trainer(
         run_name=args.run_name,
         logging_dir=str(Path(args.save_dir) / "tracker"),
     )
-    with reported("the policy", policy):
-        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
-            policy, peft_config=lora, dtype=getattr(torch, args.dtype)
-        )
+    model = load_model(policy, tokenizer, args.dtype, lora)
     try:
         return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts)
     except ValueError as error:

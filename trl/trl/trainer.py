@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -112,11 +111,13 @@ class PPOTrainer:
     """Proximal policy optimisation of a language model with a value head.
 
     config: PPOConfig; its batch sizes count samples per process
-    model: AutoModelForSeq2SeqLMWithValueHead or AutoModelForCausalLMWithValueHead. A PEFT model is its own reference,
-        with the adapters off. The model stays in eval mode, because dropout would make the probability ratio differ
-        from 1 before the first update; during updates `lora_dropout` alone is active: it acts on a branch that is zero
-        in a fresh adapter, so that the first ratio is exactly 1 and the adapter is still regularised.
-    ref_model: reference without PEFT; left out, a frozen copy of `model`
+    model: AutoModelForSeq2SeqLMWithValueHead or AutoModelForCausalLMWithValueHead. Its reference is itself as given
+        here: with the adapters off if they are fresh LoRA, otherwise with a copy of the weights that train. So
+        `load_state` does not change the reference. The model stays in eval mode, because dropout would make the
+        probability ratio differ from 1 before the first update; during updates `lora_dropout` alone is active: it acts
+        on a branch that is zero in a fresh adapter, so that the first ratio is exactly 1 and the adapter is still
+        regularised.
+    ref_model: another reference, only for a model without PEFT
     tokenizer: gives pad and end tokens, before those of the model's config and generation config
     dataset: sequence of examples, for `dataloader`
     data_collator: list of examples -> batch; left out, the list itself
@@ -166,12 +167,11 @@ class PPOTrainer:
             self.accelerator.print(unused)
 
         self._ref_model = None
-        if not model.is_peft:
-            ref_model = deepcopy(model) if ref_model is None else ref_model
+        if ref_model is not None:
+            if model.is_peft:
+                raise ValueError("a PEFT model as given is its own reference; leave ref_model out")
             ref_model = ref_model if isinstance(ref_model, type(model)) else type(model)(ref_model)
             self._ref_model = ref_model.eval().requires_grad_(False).to(self.accelerator.device)
-        elif ref_model is not None:
-            raise ValueError("a PEFT model is its own reference, with adapters off; leave ref_model out")
 
         model.eval()
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -182,6 +182,10 @@ class PPOTrainer:
         self.model, self.optimizer, self.lr_scheduler = self.accelerator.prepare(model, optimizer, lr_scheduler)
         self.policy = self.accelerator.unwrap_model(self.model)  # the same weights, without the wrapper of processes
         self.policy.eval()
+        # each weight that trains, and a copy as it is now; None if another model or adapters off are the reference
+        self._start_weights: list[tuple[nn.Parameter, Tensor]] | None = None
+        if self._ref_model is None and not self.policy.adapter_adds_zero():
+            self._start_weights = [(p, p.detach().clone()) for p in self._trainable_weights().values()]
 
         self.dataset = dataset
         self.dataloader = None
@@ -310,8 +314,21 @@ class PPOTrainer:
     def _reference_logits(self, inputs: dict) -> Tensor:
         if self._ref_model is not None:
             return self._ref_model(**inputs)[0]
-        with self.policy.pretrained_model.disable_adapter():
+        off = self._start_weights is None
+        with self.policy.pretrained_model.disable_adapter() if off else self._start_weights_in_place():
             return self.policy(**inputs)[0]
+
+    @contextmanager
+    def _start_weights_in_place(self):
+        # not torch.func.functional_call: it does not restore the weights of a module that is in the model twice
+        trained = [parameter.data for parameter, _ in self._start_weights]
+        try:
+            for parameter, start in self._start_weights:
+                parameter.data = start
+            yield
+        finally:
+            for (parameter, _), data in zip(self._start_weights, trained, strict=True):
+                parameter.data = data
 
     @torch.no_grad()
     def _score_rollout(
