@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .diagnostics import Scale
 from .errors import UserError
-from .identity import difference, model_identity
+from .identity import Seen, difference, model_identity
 from .launch import is_main_process
 
 KIND, VERSION = "alarm calibration", 1
@@ -169,12 +169,14 @@ def read_calibration(path: str | Path, task: str) -> Calibration:
     return found
 
 
-def use_calibration(args, task: str, policy: str, limits: tuple[int, int]) -> dict[str, Scale]:
+def use_calibration(
+    args, task: str, policy: str, limits: tuple[int, int], seen: Seen | None = None
+) -> dict[str, Scale]:
     """Check that --calibration is one of the models of this run, and say what it replaces. -> what to watch for drift.
 
-    policy: its folder or hub name. limits: tokens of a prompt and of a response. Without --calibration nothing is
-    watched. Another policy or other limits are said. Raises UserError where a reward model whose scores are normalised
-    is another one than the calibrated one.
+    policy: its folder or hub name. limits: tokens of a prompt and of a response. seen: of `identity.hash_file`. Without
+    --calibration nothing is watched. Another policy or other limits are printed as notes. Raises UserError if a reward
+    model whose scores are normalised is another one than the calibrated one.
     """
     if args.calibration is None:
         return {}
@@ -189,7 +191,7 @@ def use_calibration(args, task: str, policy: str, limits: tuple[int, int]) -> di
     for role, name in models.items() if is_main_process() else ():
         if role != "policy" and role not in calibration.rewards:
             continue
-        now = model_identity(name)
+        now = model_identity(name, seen)
         if role not in calibration.models:
             raise UserError(
                 f"--calibration {args.calibration} does not say which {role} model it is of; calibrate again"
