@@ -146,9 +146,10 @@ def train(
     }
     loaded = load_checkpoint(ppo, run)
     state |= loaded or {}
-    on_main(accelerator, lambda: run.start(state["step"]))
-    # without a checkpoint an earlier start of this run can have logged step 0 already
-    ppo.start_tracker(state["step"] + 1 if loaded else 0)
+    # without a checkpoint the run starts anew, and an earlier start of it can have logged step 0 already
+    first_step = state["step"] + 1 if loaded else 0
+    on_main(accelerator, lambda: run.start(first_step))
+    ppo.start_tracker(first_step)
 
     def generate(queries: list[torch.Tensor]) -> list[torch.Tensor]:
         return ppo.generate(queries, **sampling)

@@ -118,7 +118,7 @@ class Run:
         self.inputs: dict = {
             "hashes": {},  # flag -> identity
             "large_files": {},  # identity.Seen
-            "changes": [],  # what --resume_anyway accepted, and after which step
+            "changes": [],  # what --resume_anyway accepted, and the first step with it
         }
 
     def check(self, resume: bool, models: dict[str, str | Path]) -> None:
@@ -207,14 +207,14 @@ class Run:
         target = next(path for path in map(checkpoint.with_name, names) if not path.exists())
         return checkpoint.rename(target)
 
-    def start(self, last_step: int) -> None:
-        """Write the arguments and hashes; forget log lines after `last_step`, which will be computed again.
+    def start(self, first_step: int) -> None:
+        """Write the arguments and hashes; forget log lines from `first_step` on, which will be computed again.
 
         Models are compared once more: a hub name can have been fetched anew while it was loaded. Raises UserError.
         """
         self._hash_models()
         for change in self.inputs["changes"]:
-            change.setdefault("after_step", last_step)
+            change.setdefault("from_step", first_step)
         write_json(self.dir / "run.json", self.args | {"inputs": self.inputs})
         for leftover in (self.dir / "checkpoints").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -222,7 +222,7 @@ class Run:
             self._finish_replacing(name)
         log = self.dir / "log.jsonl"
         if log.exists():
-            rows = [row for row in read_log(log) if row["step"] <= last_step]
+            rows = [row for row in read_log(log) if row["step"] < first_step]
             write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _finish_replacing(self, name: str) -> None:

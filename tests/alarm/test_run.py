@@ -41,9 +41,9 @@ def check(run: Run, resume: bool = True) -> Run:
     return run
 
 
-def started(world: Path, step: int = 0, **changes) -> Run:
+def started(world: Path, **changes) -> Run:
     run = check(make_run(world, **changes), resume=False)
-    run.start(step)
+    run.start(0)
     return run
 
 
@@ -96,7 +96,7 @@ def test_a_changed_input_is_refused_by_name_and_the_way_out_is_recorded(world, c
     assert str(world / file) in capsys.readouterr().out
     run.start(2)
     (change,) = inputs(run)["changes"]
-    assert (change["flag"], change["file"], change["was"], change["after_step"]) == (flag, str(world / file), short, 2)
+    assert (change["flag"], change["file"], change["was"], change["from_step"]) == (flag, str(world / file), short, 2)
     assert change["is"] == inputs(run)["hashes"][flag]["files"][Path(file).name][:12] != short
     # it is the run's own input from now on, and the record stays
     run = check(make_run(world, **calibration))
@@ -217,14 +217,14 @@ def test_half_a_last_line_is_dropped(world, half):
     run = started(world)
     log = write_log(run, json.dumps(ROW) + "\n" + half)
     assert read_log(log) == [ROW] and list(read_run(run.dir, "x").train) == [1]
-    check(make_run(world)).start(1)
+    check(make_run(world)).start(2)
     assert log.read_text() == json.dumps(ROW) + "\n"
 
 
 def test_a_last_line_that_lacks_its_end_alone_is_kept(world):
     run = started(world)
     log = write_log(run, json.dumps(ROW))
-    check(make_run(world)).start(1)
+    check(make_run(world)).start(2)
     assert log.read_text() == json.dumps(ROW) + "\n"
 
 
@@ -243,10 +243,12 @@ def test_the_log_is_cut_back_to_the_step_that_is_resumed(world):
     rows = [{"step": 0, "dev": {}}, *({"step": k, "train": {"x": k / 3}} for k in range(1, 5)), {"step": 4, "dev": {}}]
     log = write_log(run, "".join(json.dumps(row) + "\n" for row in rows))
     text = log.read_text()
-    check(make_run(world)).start(4)
+    check(make_run(world)).start(5)
     assert log.read_text() == text
-    check(make_run(world)).start(2)
+    check(make_run(world)).start(3)
     assert log.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:3])
+    check(make_run(world)).start(0)  # there was no checkpoint
+    assert log.read_text() == ""
 
 
 @pytest.mark.parametrize("content", [None, "", '{"step": 4, "proc', "[]", '{"step": 3, "processes": 1}', '{"step": 4}'])
