@@ -59,7 +59,7 @@ def read_log(path: Path) -> list[dict]:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number} is not a row of a training log; mend or remove that line") from None
+            raise UserError(f"{path}, line {number} is not a row of a training log; fix or remove that line") from None
         rows.append(row)
     return rows
 
