@@ -68,18 +68,20 @@ def main(argv: list[str] | None = None) -> None:
     # 1. whatever can be wrong without loading a model
     check_ppo_flags(args)
     args.max_steps = args.max_steps or args.episodes
-    policy = resolve_policy(args.policy_ckpt)
+    policy = resolve_policy(args.policy_ckpt, args.resume_anyway)
     check_model_name(args.holistic_model, "--holistic_model")
     check_launch()
     run = Run(args.save_dir, vars(args))
     if not args.test:
-        run.check(args.resume)
-    scales = use_calibration(args, "mt", policy, (args.max_len, args.max_len))
+        run.check(args.resume, {"policy_ckpt": policy, "holistic_model": args.holistic_model})
+    scales = use_calibration(args, "mt", policy, (args.max_len, args.max_len), run.inputs["large_files"])
     checker = make_checker(args.grammar_backend, args.grammar_server)
     files = {"train": args.train_file, "dev": args.dev_file, "test": args.test_file}
     tested = "train" if args.test_on_train else "test"
     wanted = [tested] if args.test else ["train", "dev"]
     examples = load_parts({split: files[split] for split in wanted}, args.dataset)
+    if not args.test:
+        run.check_splits(args.dataset, {split: rows for split, rows in examples.items() if not files[split]})
 
     # 2. the prompts as the policy reads them
     from alarm.loop import run_test, run_training

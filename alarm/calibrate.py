@@ -15,11 +15,12 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from .calibration import KIND, NORMALISED, THRESHOLDS, VERSION, Calibration, describe, hash_file, model_identity
+from .calibration import KIND, NORMALISED, THRESHOLDS, VERSION, Calibration, describe
 from .errors import UserError, report_user_errors
 from .files import write_json
 from .flags import HOLISTIC_MAX_TOKENS, check_model_name, parser, positive_int, resolve_policy
 from .grammar import BACKENDS
+from .identity import hash_file, model_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

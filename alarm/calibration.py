@@ -5,18 +5,16 @@ Written by `python -m alarm.calibrate`, read by `train_ppo.py --calibration`. Lo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from .diagnostics import Scale
 from .errors import UserError
+from .identity import Seen, difference, model_identity
+from .launch import is_main_process
 
 KIND, VERSION = "alarm calibration", 1
 THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.6, 1.0)  # of the z-normalised score
@@ -99,76 +97,6 @@ def quantile(percentiles: dict[str, float], q: float) -> float:
     return low + (100 * q - below) * (high - low)
 
 
-# --- which model, which data -----------------------------------------------------------------------------------------
-
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
-_BESIDE = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model", "spiece.model")
-_BESIDE += ("vocab.json", "merges.txt", "vocab.txt")
-
-
-def hash_file(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hex. The hub's cache names large files by it, which spares reading them."""
-    real = Path(path).resolve()
-    if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name):
-        return real.name
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def model_identity(name: str | Path) -> dict:
-    """Which model a folder or hub name stands for: sha256 of its weights, configuration and tokenizer, by file name.
-
-    A hub name adds the commit in the local cache; `files` is empty for one that is not there. An adapter adds `base`.
-    """
-    identity: dict = {"name": str(name), "commit": None, "files": {}}
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = _cached_snapshot(str(name))
-        if folder is None:
-            return identity
-        identity["commit"] = folder.name
-    paths = {path.name: path for pattern in (*_WEIGHTS, *_BESIDE) for path in folder.glob(pattern)}
-    identity["files"] = {file: hash_file(paths[file]) for file in sorted(paths)}
-    if "adapter_config.json" in paths:
-        config = json.loads(paths["adapter_config.json"].read_text(encoding="utf-8"))
-        if base := config.get("base_model_name_or_path"):
-            identity["base"] = model_identity(base)
-    return identity
-
-
-def _cached_snapshot(name: str) -> Path | None:
-    """The folder snapshots/COMMIT of a hub name in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in ("config.json", "adapter_config.json"):
-        try:
-            found = try_to_load_from_cache(name, file)
-        except ValueError:  # the path of a folder that is gone, such as an adapter's base model
-            return None
-        if isinstance(found, str):
-            return Path(found).parent
-    return None
-
-
-def difference(one: dict, other: dict) -> str | None:
-    """What tells two identities apart, in words; None where nothing does, or where nothing is known.
-
-    Files of the same name are compared, and the commit where neither side has files to compare.
-    """
-    for file in sorted(one["files"].keys() & other["files"].keys()):
-        if one["files"][file] != other["files"][file]:
-            return f"{file} is another one"
-    if one["files"] and other["files"]:
-        weights = [
-            {file for file in side["files"] if any(fnmatch(file, kind) for kind in _WEIGHTS)} for side in (one, other)
-        ]
-        if not weights[0] & weights[1]:
-            return f"the weights are in {', '.join(sorted(weights[1])) or 'no file'}"
-        return difference(one["base"], other["base"]) if "base" in one and "base" in other else None
-    # a hub name that is not in the cache yet
-    return None if one["name"] == other["name"] else f"that was {one['name']}"
-
-
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
@@ -241,12 +169,14 @@ def read_calibration(path: str | Path, task: str) -> Calibration:
     return found
 
 
-def use_calibration(args, task: str, policy: str, limits: tuple[int, int]) -> dict[str, Scale]:
+def use_calibration(
+    args, task: str, policy: str, limits: tuple[int, int], seen: Seen | None = None
+) -> dict[str, Scale]:
     """Check that --calibration is one of the models of this run, and say what it replaces. -> what to watch for drift.
 
-    policy: its folder or hub name. limits: tokens of a prompt and of a response. Without --calibration nothing is
-    watched. Another policy or other limits are said. Raises UserError where a reward model whose scores are normalised
-    is another one than the calibrated one.
+    policy: its folder or hub name. limits: tokens of a prompt and of a response. seen: of `identity.hash_file`. Without
+    --calibration nothing is watched. Another policy or other limits are printed as notes. Raises UserError if a reward
+    model whose scores are normalised is another one than the calibrated one.
     """
     if args.calibration is None:
         return {}
@@ -257,10 +187,11 @@ def use_calibration(args, task: str, policy: str, limits: tuple[int, int]) -> di
 
         models["completeness"] = Path(args.reward_model_dir) / MODEL_FOLDERS["completeness"]
     lines = []
-    for role, name in models.items():
+    # the main process speaks for all: hashing a large model takes a minute
+    for role, name in models.items() if is_main_process() else ():
         if role != "policy" and role not in calibration.rewards:
             continue
-        now = model_identity(name)
+        now = model_identity(name, seen)
         if role not in calibration.models:
             raise UserError(
                 f"--calibration {args.calibration} does not say which {role} model it is of; calibrate again"
@@ -287,6 +218,6 @@ def use_calibration(args, task: str, policy: str, limits: tuple[int, int]) -> di
     scales = calibration.scales()
     if not args.test and (unwatched := [column for column in WATCHED if column not in scales]):
         lines.append(f"not watched for drift, as the calibration lacks it or has it constant: {', '.join(unwatched)}")
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print("\n".join(lines), flush=True)
     return scales

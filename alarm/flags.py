@@ -9,6 +9,7 @@ from pathlib import Path
 from trl.config import TRACKERS
 
 from .errors import UserError
+from .run import check_base
 from .types import REWARD_TYPES
 
 
@@ -136,11 +137,15 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     add("seed", "seed of data order, initialisation and sampling", int, default=42)
     add(
         "report_to",
-        "tracker of the training curves",
+        "tracker of the training curves; a run that is resumed is one run in tensorboard, a new one in the others",
         default="tensorboard",
         choices=TRACKERS,
     )
     switch("resume", "continue the run in --save_dir from its last checkpoint (starts it where there is none)")
+    switch(
+        "resume_anyway",
+        "with --resume: go on although data or models have changed since the run was started; run.json keeps a record",
+    )
     add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)
     add("keep_checkpoints", "how many of the newest checkpoints to keep", positive_int, default=2)
 
@@ -186,6 +191,8 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
     for name in ("test_do_sample", "test_on_train", "overwrite"):
         if getattr(args, name) and not args.test:
             raise UserError(f"--{name} goes with --test; add --test or drop it")
+    if args.resume_anyway and not args.resume:
+        raise UserError("--resume_anyway goes with --resume; add --resume or drop it")
     if args.test:
         if args.resume:
             raise UserError("--resume goes with training; drop it or --test")
@@ -198,19 +205,25 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
             raise UserError(f"{target} exists; give another --save_dir, or --overwrite to replace it")
 
 
-def resolve_policy(name: str) -> str:
+def resolve_policy(name: str, anyway: bool = False) -> str:
     """The folder or hub name to load: an earlier run's --save_dir stands for the policy that it ended with.
 
-    Raises UserError for a local path that is neither a model, an adapter nor a run.
+    Raises UserError for a local path that is neither a model, an adapter nor a run, and for a run whose base model has
+    changed since (with `anyway` that is a printed warning).
     """
     path = Path(name)
     if (path / "run.json").is_file():
         if not (path / "policy").is_dir():
-            raise UserError(f"{path} holds a run that has not ended; finish it with --resume, or give {path / 'best'}")
+            best = f", or give {path / 'best'}" if (path / "best").is_dir() else ""
+            raise UserError(f"{path} holds a run that has not ended; finish it with --resume{best}")
         name = str(path / "policy")
     check_model_name(name, "--policy_ckpt", ("config.json", "adapter_config.json"))
+    if not Path(name).is_dir():
+        return name
     # adapters remember the path of their base model: a relative one would mean another folder elsewhere
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    policy = Path(name).resolve()
+    check_base(policy, anyway)
+    return str(policy)
 
 
 def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:

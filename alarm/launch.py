@@ -9,6 +9,11 @@ from .errors import UserError
 TWO_CPU_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 SCRIPT ..."
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks for all. Loads nothing, so it can be asked before any model loads."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_launch() -> None:
     """Raise UserError where the processes that were started are not the processes that will work together.
 

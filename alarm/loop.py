@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from trl.generation import GREEDY, SAMPLING
@@ -146,17 +146,12 @@ def train(
         "processes": accelerator.num_processes,
         "drift": {},
     }
-    if checkpoints := run.checkpoints():
-        state |= json.loads((checkpoints[-1] / "loop.json").read_text())
-        if state["processes"] != accelerator.num_processes:
-            raise UserError(
-                f"the run in {run.dir} was started with {state['processes']} processes, this one has "
-                f"{accelerator.num_processes}; resume with as many"
-            )
-        ppo.load_state(checkpoints[-1])
-    if main:
-        run.start(state["step"])
-    accelerator.wait_for_everyone()
+    loaded = load_checkpoint(ppo, run)
+    state |= loaded or {}
+    # without a checkpoint the run starts anew, and an earlier start of it can have logged step 0 already
+    first_step = state["step"] + 1 if loaded else 0
+    on_main(accelerator, lambda: run.start(first_step))
+    ppo.start_tracker(first_step)
 
     def generate(queries: list[torch.Tensor]) -> list[torch.Tensor]:
         return ppo.generate(queries, **sampling)
@@ -233,6 +228,66 @@ def train(
             raise
     ppo.save_pretrained(run.dir / "policy")
     return state
+
+
+def load_checkpoint(ppo: PPOTrainer, run: Run) -> dict | None:
+    """Load the newest whole checkpoint of the run. -> the loop's state in it, None if the run has no checkpoint yet.
+
+    All processes load the same one. Damaged ones that are newer are printed and renamed. Raises UserError if there are
+    only damaged ones, and for a run of another number of processes or of another model.
+    """
+    from trl.trainer import DamagedStateError
+
+    accelerator = ppo.accelerator
+    damaged: list[tuple[Path, str]] = []
+    for folder in reversed(on_main(accelerator, run.checkpoints)):
+        state, problem = on_main(accelerator, lambda folder=folder: run.read_state(folder))
+        if state is not None:
+            if state["processes"] != accelerator.num_processes:
+                raise UserError(
+                    f"the run in {run.dir} was started with {state['processes']} processes, this one has "
+                    f"{accelerator.num_processes}; resume with as many"
+                )
+            try:
+                ppo.load_state(folder)
+            except DamagedStateError as error:
+                problem = str(error)
+            except ValueError as error:
+                raise UserError(
+                    f"{error}; resume with the code and the flags of the run, or give a new --save_dir"
+                ) from error
+        if problem is None:
+            on_main(accelerator, lambda state=state: set_aside(run, damaged, state["step"]))
+            return state
+        damaged.append((folder, problem))
+    if damaged:
+        folder, problem = damaged[0]
+        raise UserError(
+            f"no checkpoint of {run.dir} can be loaded ({problem}); put a copy of {folder} back, or start a new run "
+            "with a new --save_dir"
+        )
+    return None
+
+
+def set_aside(run: Run, damaged: list[tuple[Path, str]], step: int) -> None:
+    """Rename damaged checkpoints and print why, and from which step the run goes on."""
+    for folder, problem in damaged:
+        kept = run.set_aside(folder)
+        print(f"warning: damaged checkpoint: {problem}; it is now {kept}, the run goes on from step {step}", flush=True)
+
+
+def on_main(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
+    """What `make` returns on the main process, on every process. A UserError of it is raised on every process."""
+    found: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = make()
+        except UserError as error:
+            found[1] = error
+    found = broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
 @contextmanager

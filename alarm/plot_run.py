@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError, report_user_errors
 from .flags import parser, positive_int
+from .run import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,30 +88,23 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 def read_run(folder: str | Path, name: str) -> RunLog:
     """Read log.jsonl of a run's folder. UserError where there is none, where it is empty or not a training log.
 
-    A last line without an end is one that is being written, or that a kill cut off: it is left out.
+    A last line that is still being written, or that a kill cut short, is left out.
     """
     path = Path(folder) / "log.jsonl"
     if Path(folder).is_file():
         raise UserError(f"--run_dir {folder} is a file; give the --save_dir of a train_ppo.py")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        rows = read_log(path)
     except FileNotFoundError:
         what = "holds no log.jsonl" if Path(folder).is_dir() else "does not exist"
         raise UserError(f"--run_dir {folder} {what}; give the --save_dir of a train_ppo.py") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     log = RunLog(name, {}, {}, {})
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            step = row["step"]
-            parts = {part: row[part] for part in ("train", "dev", "warnings") if part in row}
-            if not isinstance(step, int) or not all(isinstance(values, dict) for values in parts.values()):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}, line {number} is not one of a training log; give a run's folder") from None
-        for part, values in parts.items():
-            getattr(log, part)[step] = values
+    for row in rows:
+        for part in ("train", "dev", "warnings"):
+            if part in row:
+                getattr(log, part)[row["step"]] = row[part]
     if not log.train and not log.dev:
         raise UserError(f"{path} has no finished step yet; plot the run when it has")
     return log

@@ -93,19 +93,22 @@ def main(argv: list[str] | None = None) -> None:
     # 1. whatever can be wrong without loading a model
     check_ppo_flags(args)
     check_launch()
-    from alarm.tasks.long_form_qa import ASPECTS, check_reward_models, load_examples
+    from alarm.tasks.long_form_qa import ASPECTS, MODEL_FOLDERS, check_reward_models, load_examples
 
     test_file = args.train_file if args.test_on_train else args.test_file
     files = {"test": test_file} if args.test else {"train": args.train_file, "dev": args.dev_file}
     examples = {split: load_examples(path) for split, path in files.items()}
-    policy = resolve_policy(args.policy_ckpt)
+    policy = resolve_policy(args.policy_ckpt, args.resume_anyway)
     check_reward_models(args.reward_model_dir, ASPECTS)
     check_model_name(args.holistic_model, "--holistic_model")
     splitter = find_splitter(args.splitter)
     run = Run(args.save_dir, vars(args))
     if not args.test:
-        run.check(args.resume)
-    scales = use_calibration(args, "qa", policy, (args.max_input_len, args.max_generated_len))
+        models = {"policy_ckpt": policy, "holistic_model": args.holistic_model}
+        models |= {f"reward_model_dir/{name}": Path(args.reward_model_dir) / name for name in MODEL_FOLDERS.values()}
+        run.check(args.resume, models)
+    limits = (args.max_input_len, args.max_generated_len)
+    scales = use_calibration(args, "qa", policy, limits, run.inputs["large_files"])
 
     # 2. the prompts as the policy reads them
     from alarm.loop import run_test, run_training

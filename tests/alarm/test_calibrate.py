@@ -21,15 +21,13 @@ from alarm.calibration import (
     VERSION,
     Calibration,
     describe,
-    difference,
-    hash_file,
-    model_identity,
     quantile,
     read_calibration,
     use_calibration,
 )
 from alarm.diagnostics import Scale
 from alarm.errors import UserError
+from alarm.identity import difference, hash_file, model_identity
 from helpers import CHECKPOINTS, load_script
 
 # --- scores -> numbers -----------------------------------------------------------------------------------------------

@@ -186,17 +186,21 @@ def test_two_processes_agree_with_one(world, train_ppo, tmp_path):
 def test_two_processes_train_resume_and_start_where_one_does(world, train_ppo, tmp_path, capfd):
     flags = [*world.flags, "--reward_type", "weighted_sum", "--eval_interval", "1", "--checkpoint_interval", "1"]
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    for folder, steps in ((whole, 2), (parts, 1), (parts, 2)):
+    for folder, steps in ((whole, 3), (parts, 2), (parts, 3)):
         ours = [*flags, "--batch_size", "2", "--max_steps", str(steps), "--save_dir", str(folder), "--resume"]
         done = run_script(ours, processes=2)
         assert done.returncode == 0, done.stderr
+        if (folder, steps) == (parts, 2):
+            # only the second process reads this file: both go on from the checkpoint before it
+            (parts / "checkpoints" / "2" / "random_states_1.pkl").write_bytes(b"cut")
+    assert "2.damaged" in done.stdout and (parts / "checkpoints" / "2.damaged").is_dir()
     assert_same_weights(whole / "policy", parts / "policy")
     assert untimed(log_rows(whole)) == untimed(log_rows(parts))
     # the first evaluation is of the same policy
     train_ppo([*flags, "--max_steps", "1", "--save_dir", str(alone)])
     assert untimed(log_rows(alone))[0]["dev"] == pytest.approx(untimed(log_rows(whole))[0]["dev"], abs=1e-6)
     forget_accelerate()
-    resumed = [*flags, "--batch_size", "2", "--max_steps", "3", "--save_dir", str(whole), "--resume"]
+    resumed = [*flags, "--batch_size", "2", "--max_steps", "4", "--save_dir", str(whole), "--resume"]
     assert "2 processes" in refused(train_ppo, resumed, capfd)
 
 

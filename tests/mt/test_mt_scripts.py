@@ -225,6 +225,30 @@ def test_resumed_run_is_the_undisturbed_one(world, train_ppo, tmp_path, capfd):
     assert "error_rate" in train_rows(whole)[0] and "readability" not in train_rows(whole)[0]
 
 
+def test_a_resumed_run_refuses_other_data_and_models(world, train_ppo, tmp_path, capfd):
+    """Files, the splits of a data set, the holistic model."""
+    holistic = shutil.copytree(world.folder / "holistic", tmp_path / "holistic")
+    data = write_pairs(tmp_path / "data.jsonl", PAIRS)
+    dev = write_pairs(tmp_path / "dev.jsonl", PAIRS[:2])
+    run = tmp_path / "run"
+    flags = [*world.flags[len(world.files) :], "--holistic_model", str(holistic), "--dataset", str(data)]
+    flags += ["--dev_file", str(dev), "--max_steps", "1", "--eval_interval", "0", "--save_dir", str(run), "--resume"]
+    train_ppo(flags)
+    for file, changed, name in (
+        (dev, write_pairs(tmp_path / "other.jsonl", PAIRS[2:4]), "--dev_file"),
+        (data, write_pairs(tmp_path / "fewer.jsonl", PAIRS[1:]), "--dataset (train)"),
+        (holistic / "config.json", world.folder / "policy" / "config.json", "--holistic_model"),
+    ):
+        whole = file.read_bytes()
+        shutil.copy(changed, file)
+        line = refused(train_ppo, flags, capfd)
+        assert name in line and "--resume_anyway" in line
+        file.write_bytes(whole)
+    forget_accelerate()
+    train_ppo([*flags[:-1], "--max_steps", "2", "--resume"])
+    assert len(train_rows(run)) == 2
+
+
 def test_a_grammar_service_that_fails_for_good_leaves_a_checkpoint(world, train_ppo, tmp_path, capfd, monkeypatch):
     from alarm.grammar import GrammarServiceError, RulesChecker
 

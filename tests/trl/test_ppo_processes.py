@@ -68,3 +68,8 @@ def test_every_example_is_seen_once(runs):
 
 def test_random_states_come_back_to_their_process(runs):
     assert all(run["restored"] and run["different_draws"] for run in runs[0])
+
+
+def test_a_damaged_state_is_refused_by_all_processes(runs):
+    for run in runs[0]:
+        assert run["refused, hashes: True"] == run["refused, hashes: False"] == run["processes"]

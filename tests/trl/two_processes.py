@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
+from trl.trainer import DamagedStateError
 
 SAMPLES = 8
 
@@ -70,6 +71,22 @@ def main(model: str, out: str) -> None:
     if trainer.accelerator.is_main_process:
         weights = {name: p.detach().contiguous() for name, p in trainer.policy.named_parameters()}
         save_file(weights, Path(out) / f"weights-{processes}.safetensors")
+    # damage that the last process alone can see is refused by all: by its hash, and without hashes when it is loaded
+    wait = trainer.accelerator.wait_for_everyone
+    for hashes in (True, False):
+        if rank == 0:
+            path = folder / f"random_states_{processes - 1}.pkl"
+            path.write_bytes(path.read_bytes()[:-50])
+            if not hashes:
+                (folder / "trainer_state.json").write_text(json.dumps({"num_processes": processes}))
+        wait()
+        try:
+            trainer.load_state(folder)
+            refused = 0
+        except DamagedStateError:
+            refused = 1
+        results[f"refused, hashes: {hashes}"] = int(trainer.accelerator.reduce(torch.tensor(refused)))
+    if rank == 0:
         (Path(out) / f"results-{processes}.json").write_text(json.dumps(results))
     trainer.accelerator.end_training()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +32,11 @@ from .ppo_math import LossSums
 
 TRAINABLE_FILE = "trainable.safetensors"
 STATE_FILE = "trainer_state.json"
+STATE_PATTERNS = (TRAINABLE_FILE, "*.bin", "*.pkl", "**/*.pt")  # of the files that accelerate and DeepSpeed write
+
+
+class DamagedStateError(ValueError):
+    """A folder of `save_state` that is incomplete or cannot be read. An older one may be whole."""
 
 
 def set_seed(seed: int) -> None:
@@ -210,8 +216,8 @@ class PPOTrainer:
         self.accelerator.register_for_checkpointing(self)
         self.accelerator.register_save_state_pre_hook(self._save_trainable)
         self.accelerator.register_load_state_pre_hook(self._load_trainable)
-        if use_tracker:
-            self._start_tracker()
+        self._tracking = False
+        self._first_step: int | None = None  # of what the tracker will get, if it may hold later steps already
 
     # --- generation --------------------------------------------------------------------------------------------------
 
@@ -522,13 +528,24 @@ class PPOTrainer:
 
     # --- tracking ----------------------------------------------------------------------------------------------------
 
-    def _start_tracker(self) -> None:
+    def start_tracker(self, first_step: int | None = None) -> None:
+        """Open the tracker, once; `log_stats` does it otherwise. Call it after `load_state`, on every process.
+
+        first_step: the first step that is still to be logged, the one after that of the state after `load_state`.
+        TensorBoard then leaves out what an earlier part of the same run logged from that step on. In wandb and trackio
+        every start is a new run.
+        """
         config = self.config
-        project = config.run_name if config.log_with == "tensorboard" else config.tracker_project_name
-        kwargs = {} if config.log_with == "tensorboard" else {config.log_with: {"name": config.run_name}}
+        if self._tracking or config.log_with == "none":
+            return
+        self._tracking = True
+        first_step = self._first_step if first_step is None else first_step
+        tensorboard = config.log_with == "tensorboard"
+        project = config.run_name if tensorboard else config.tracker_project_name
+        options = {"purge_step": first_step} if tensorboard else {"name": config.run_name}
         settings = {f.name: getattr(config, f.name) for f in fields(config)}
         settings = {name: value for name, value in settings.items() if value is not None}
-        self.accelerator.init_trackers(project, init_kwargs=kwargs)
+        self.accelerator.init_trackers(project, init_kwargs={config.log_with: options})
         for tracker in self.accelerator.trackers:
             if tracker.name != "tensorboard":  # there, it would open a second run
                 tracker.store_init_configuration(settings)
@@ -544,6 +561,7 @@ class PPOTrainer:
         """
         if self.config.log_with == "none":
             return
+        self.start_tracker()
         scalars = {name: float(value) for name, value in stats.items() if _is_number(value)}
         for name in sorted(batch or {}):
             values = batch[name]
@@ -598,42 +616,73 @@ class PPOTrainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(folder)
+            files = {path for pattern in STATE_PATTERNS for path in folder.glob(pattern)}
+            hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)}
+            state = {"num_processes": self.accelerator.num_processes, "sha256": hashes}
+            (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
 
     def load_state(self, folder: str | Path) -> None:
         """Go on from a folder of `save_state`, with as many processes; on CPU, bit for bit.
 
-        Raises ValueError, in one line, for a folder that is incomplete or of another model or number of processes.
+        Raises, on every process and in one line, DamagedStateError for a folder that is incomplete or was changed, and
+        another ValueError for one of another model or number of processes. A damaged folder is found by its hashes
+        before anything is loaded. One without hashes, of an older version, can leave the trainer half loaded; load a
+        whole one then.
         """
         folder = Path(folder)
-        random_file = f"random_states_{self.accelerator.process_index}.pkl"
-        needed = [STATE_FILE, random_file, "custom_checkpoint_0.pkl"]
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            needed += [TRAINABLE_FILE, "optimizer.bin", "scheduler.bin"]
-        for name in needed:
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder} is not a whole training state: {name} is missing")
+        self._raise_together(None if (folder / STATE_FILE).is_file() else _missing(folder, STATE_FILE))
         try:
-            written_by = json.loads((folder / STATE_FILE).read_text())["num_processes"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{folder}/{STATE_FILE} cannot be read") from None
+            state = json.loads((folder / STATE_FILE).read_text())
+            written_by, hashes = state["num_processes"], dict(state.get("sha256", {}))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DamagedStateError(f"{folder}/{STATE_FILE} cannot be read") from None
         if written_by != self.accelerator.num_processes:
             raise ValueError(
                 f"{folder} was written by {written_by} process(es) and cannot go on with "
                 f"{self.accelerator.num_processes}; launch as many"
             )
-        self.accelerator.wait_for_everyone()
+        self._raise_together(self._damage(folder, hashes))
+        random_file = self._random_file()
+        problem = None
         try:
             self.accelerator.load_state(str(folder))
             states = torch.load(folder / random_file, weights_only=False)
+            # accelerate goes on in silence where random states cannot be set
+            if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
+                problem = f"the random states of {folder} could not be restored"
+        except DamagedStateError as error:
+            problem = str(error)
         except ValueError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{folder} cannot be loaded: {type(error).__name__}: {reason}") from error
-        # accelerate goes on in silence where random states cannot be set
-        if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
-            raise ValueError(f"the random states of {folder} could not be restored")
-        self.accelerator.wait_for_everyone()
+            problem = f"{folder} cannot be loaded: {type(error).__name__}: {reason}"
+        self._raise_together(problem)
+        self._first_step = self.steps_done + 1
+
+    def _random_file(self) -> str:
+        return f"random_states_{self.accelerator.process_index}.pkl"
+
+    def _damage(self, folder: Path, hashes: dict[str, str]) -> str | None:
+        """What is wrong with the files, None if nothing is. The main process compares the hashes for all."""
+        needed = [self._random_file(), "custom_checkpoint_0.pkl"]
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            needed += [TRAINABLE_FILE, "optimizer.bin", "scheduler.bin"]
+        for name in {**dict.fromkeys(needed), **hashes}:
+            if not (folder / name).is_file():
+                return _missing(folder, name)
+        for name, sha256 in hashes.items() if self.accelerator.is_main_process else ():
+            if _sha256(folder / name) != sha256:
+                return f"{folder / name} is not what was saved: it was cut short or changed"
+        return None
+
+    def _raise_together(self, problem: str | None) -> None:
+        """Raise DamagedStateError on every process if one of them has a problem."""
+        if problems := gather_object([problem] if problem else []):
+            raise DamagedStateError(problems[0])
 
     def state_dict(self) -> dict:
         """The trainer's own part of `save_state`."""
@@ -653,8 +702,6 @@ class PPOTrainer:
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
             state = {name: p.detach().cpu().contiguous() for name, p in self._trainable_weights().items()}
             save_file(state, str(Path(folder) / TRAINABLE_FILE))
-        text = json.dumps({"num_processes": self.accelerator.num_processes})
-        (Path(folder) / STATE_FILE).write_text(text + "\n")
 
     def _load_trainable(self, models: list, folder: str) -> None:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -664,7 +711,7 @@ class PPOTrainer:
         try:
             state = load_file(str(path))
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
+            raise DamagedStateError(f"{path} cannot be read: {error}") from None
         weights = self._trainable_weights()
         if differing := sorted(weights.keys() ^ state.keys()):
             raise ValueError(f"{path} is of another model: {differing[0]} and {len(differing) - 1} more names differ")
@@ -673,6 +720,15 @@ class PPOTrainer:
                 if parameter.shape != state[name].shape:
                     raise ValueError(f"{path} is of another model: {name} has shape {tuple(state[name].shape)}")
                 parameter.copy_(state[name])
+
+
+def _missing(folder: Path, name: str) -> str:
+    return f"{folder} is not a whole training state: {name} is missing"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_number(value: Any) -> bool:
