@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
+from .paths import check_base
+
 VALUE_HEAD_FILE = "v_head.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 
@@ -68,6 +70,7 @@ def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict)
     base = config.base_model_name_or_path
     if not base:
         raise ValueError(f"{name_or_path}/{ADAPTER_CONFIG_FILE} names no base model (base_model_name_or_path)")
+    check_base(name_or_path, base)
     model = _load_language_model(auto_class, base, dtype, kwargs)
     try:
         found = set(load_peft_weights(name_or_path, device="cpu"))
