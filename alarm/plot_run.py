@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, report_user_errors
+from .files import check_writable
 from .flags import parser, positive_int
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def read_run(folder: str | Path, name: str) -> RunLog:
     if Path(folder).is_file():
         raise UserError(f"--run_dir {folder} is a file; give the --save_dir of a train_ppo.py")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = path.read_text(encoding="utf-8-sig").split("\n")[:-1]
     except FileNotFoundError:
         what = "holds no log.jsonl" if Path(folder).is_dir() else "does not exist"
         raise UserError(f"--run_dir {folder} {what}; give the --save_dir of a train_ppo.py") from None
@@ -108,7 +109,7 @@ def read_run(folder: str | Path, name: str) -> RunLog:
             parts = {part: row[part] for part in ("train", "dev", "warnings") if part in row}
             if not isinstance(step, int) or not all(isinstance(values, dict) for values in parts.values()):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}, line {number} is not one of a training log; give a run's folder") from None
         for part, values in parts.items():
             getattr(log, part)[step] = values
@@ -246,6 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     if folder.is_file():
         raise UserError(f"--save_dir {folder} is a file; give a folder")
     target = folder / FILE
+    check_writable(target, "--save_dir")
     check_target(target)
 
     figure = plot(runs, args.window)
