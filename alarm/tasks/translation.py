@@ -82,7 +82,7 @@ def prompt(row: dict) -> str:
 def _read(source: str | Path, limit: int | None) -> list[dict]:
     path = Path(source)
     parquet = path.is_file() and _is_parquet(path)
-    if (path.is_file() and not parquet) or _is_absent_file(path):
+    if (path.is_file() and not parquet) or _is_absent_file(source):
         return read_rows(path)[:limit]
     import datasets
 
@@ -107,9 +107,10 @@ def _is_parquet(path: Path) -> bool:
         return False  # the reader of JSON reports it
 
 
-def _is_absent_file(path: Path) -> bool:
+def _is_absent_file(source: str | Path) -> bool:
     """Whether a source that is not there was meant as a file: by its ending, or as it can be no hub id."""
-    return not path.exists() and (path.suffix.lower() in FILE_ENDINGS or is_local_path(path))
+    path = Path(source)
+    return not path.exists() and (path.suffix.lower() in FILE_ENDINGS or is_local_path(source))
 
 
 def _is_usable(row: dict) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
-from .paths import check_base
+from .paths import check_base, is_local_path
 
 VALUE_HEAD_FILE = "v_head.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -116,6 +116,8 @@ class _ModelWithValueHead(nn.Module):
         Raises ValueError, naming the weights, where the checkpoint lacks some or holds some of the wrong shape.
         """
         name = str(name_or_path)
+        if is_local_path(name) and not Path(name).is_dir():
+            raise ValueError(f"there is no folder {name}; give the folder of a model or a hub name")
         if _find_file(name, ADAPTER_CONFIG_FILE):
             if peft_config is not None:
                 raise ValueError(f"{name} is a trained adapter: leave peft_config out to train it on")
