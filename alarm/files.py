@@ -82,7 +82,8 @@ def parse_json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at line {error.lineno}" if "\n" in text else error.msg
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        reason = f"{error.msg} at {line}character {error.colno}"
     except RecursionError:
         reason = "brackets inside of brackets, too deep to read"
     except ValueError:  # Python's own limit
@@ -113,8 +114,8 @@ def parse_rows(text: str, path: str | Path) -> list[dict]:
         raise UserError(f"{path} holds Python's notation with single quotes; write it with Python's json.dump")
     if start and start[0] not in "{[":
         raise UserError(
-            f"{path} is not JSON, it starts with {start[:20]!r}; give a JSON list or JSON lines of objects (convert a "
-            "table or plain text)"
+            f"{path} holds no JSON objects, it starts with {start[:20]!r}; give a JSON list or JSON lines of objects "
+            "(convert a table or plain text)"
         )
     rows = parse_json(text.lstrip("\ufeff"), str(path)) if start.startswith("[") else _parse_lines(text, path)
     if not rows:
