@@ -28,9 +28,10 @@ class ServiceError(UserError):
 def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate a script's main(): a UserError becomes `error: ...` on stderr and exit code 2; ^C exits with 130.
 
-    So does an OSError by which the machine refuses a file, such as a full disk. Processes of a run of several that have
-    a rank above 0 print it: `error (rank 3): ...`. Each rank reports what it meets: an error of one rank alone must
-    not be lost. With ALARM_TRACEBACK=1 in the environment the traceback is printed before the line.
+    An OSError by which the machine refuses a file, such as a full disk, is reported in the same way. Every rank reports
+    what it meets, above 0 as `error (rank 3): ...`: an error of one rank alone must not be lost. A process that fails
+    because another one is gone exits with 1 and one line. With ALARM_TRACEBACK=1 in the environment the traceback is
+    printed before the line.
     """
 
     @functools.wraps(main)
@@ -41,13 +42,13 @@ def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
             _report("interrupted", None, interrupt)
             sys.exit(130)
         except Exception as error:
-            line = str(error) if isinstance(error, UserError) else _refusal(error)
-            if line is None:
-                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                    error.add_note(f"on rank {os.environ.get('RANK', '0')} of {os.environ['WORLD_SIZE']}")
-                raise
-            _report("error", line, error)
-            sys.exit(2)
+            if line := str(error) if isinstance(error, UserError) else _refusal(error):
+                _report("error", line, error)
+                sys.exit(2)
+            if _lost_peer(error):
+                _report("error", "another process of this run has ended, and reports why", error)
+                sys.exit(1)
+            raise
 
     return wrapped
 
@@ -70,6 +71,13 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether a run of several processes fails here because another of them is gone (gloo's words)."""
+    gone = ("closed by peer", "reset by peer")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and any(word in str(one) for one in _chain(error) for word in gone)
 
 
 def _refusal(error: Exception) -> str | None:
