@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
-from alarm.files import write_json
+from alarm.files import check_writable, write_json
 from alarm.flags import parser, positive_int, resolve_policy
 from alarm.launch import check_launch, process_state
 from alarm.tasks.translation import DATASET, prompt
@@ -40,6 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_output(args: argparse.Namespace) -> None:
+    if args.output:
+        check_writable(args.output, "--output")
     if args.output and Path(args.output).is_dir():
         raise UserError(f"--output {args.output} is a folder; give the path of a JSON file")
     if args.output and Path(args.output).exists() and not args.overwrite:

@@ -7,7 +7,6 @@ reward models. This measures them for yours; `train_ppo.py --calibration FILE` r
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from .calibration import KIND, NORMALISED, THRESHOLDS, VERSION, Calibration, describe
 from .errors import UserError, report_user_errors
-from .files import write_json
-from .flags import HOLISTIC_MAX_TOKENS, check_model_name, parser, positive_int, resolve_policy
+from .files import check_writable, write_json
+from .flags import HOLISTIC_MAX_TOKENS, check_model_name, parser, positive_int, resolve_policy, seed_value
 from .grammar import BACKENDS
 from .identity import hash_file, model_identity
 
@@ -84,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive_int, default=32, help="prompts per generation batch")
     add("--rm_max_batch_size", type=positive_int, default=8, help="texts per forward pass of a reward model")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="weights of policy and reward models")
-    add("--seed", type=int, default=42, help="seed of the sampling and of --limit")
+    add("--seed", type=seed_value, default=42, help="seed of the sampling and of --limit")
     return flags.parse_args(argv)
 
 
@@ -152,9 +151,7 @@ def check_save_path(args: argparse.Namespace) -> None:
         raise UserError(f"--save_path {path} is a folder; give the path of a JSON file")
     if path.exists() and not args.overwrite:
         raise UserError(f"--save_path {path} exists; give another one, or --overwrite to replace it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--save_path {path} cannot be written below {parent}; give another one")
+    check_writable(path, "--save_path")
 
 
 def load_prompts(args: argparse.Namespace):

@@ -5,14 +5,15 @@ Written by `python -m alarm.calibrate`, read by `train_ppo.py --calibration`. Lo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from .diagnostics import Scale
 from .errors import UserError
+from .files import is_finite_number, is_text, read_json
 from .identity import Seen, difference, model_identity
 from .launch import is_main_process
 
@@ -139,11 +140,9 @@ def read_calibration(path: str | Path, task: str) -> Calibration:
     """Read a file of alarm.calibrate. UserError where it is none, is of another task, or holds unusable numbers."""
     mend = "write one with `python -m alarm.calibrate`"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--calibration {path} does not exist; {mend}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--calibration {path} cannot be read as JSON ({error}); {mend}") from None
+        content = read_json(path)
+    except UserError as error:
+        raise UserError(f"--calibration {error}; {mend}") from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"--calibration {path} is not a calibration; {mend}")
     if content.get("version") != VERSION:
@@ -151,22 +150,80 @@ def read_calibration(path: str | Path, task: str) -> Calibration:
     if content.get("task") != task:
         raise UserError(f"--calibration {path} is one of task {content.get('task')}, not of {task}; {mend} for {task}")
     try:
-        found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"])
-        for name, described in found.rewards.items():
-            numbers = [described[part] for part in ("n", "mean", "std")] + [described["standard_error"]["std"]]
-            numbers += [described["percentiles"][str(k)] for k in range(101)]
-            positive = described["std"] > 0 or (name not in NORMALISED and described["std"] == 0)
-            if not positive or not all(map(math.isfinite, numbers)):
-                raise UserError(f"--calibration {path}: the numbers of {name} cannot be used; {mend} again")
-        if found.constants.get("length_mean", 1) <= 0:
-            raise UserError(f"--calibration {path}: the numbers of length cannot be used; {mend} again")
-        for identity in found.models.values():
-            difference(identity, identity)
-    except (KeyError, TypeError, AttributeError) as error:
+        for part in ("rewards", "models", "settings"):
+            _require(isinstance(content[part], dict), part)
+        for name, described in content["rewards"].items():
+            _check_form(name, described)
+        for identity in content["models"].values():
+            _check_identity(identity)
+    except (KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--calibration {path} lacks a part or holds another type there ({error}); {mend} again"
         ) from None
+    found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"])
+    for name, described in found.rewards.items():
+        if problem := _contradiction(name, described):
+            raise UserError(f"--calibration {path}: the numbers of {name} cannot be used ({problem}); {mend} again")
+    if found.constants.get("length_mean", 1) <= 0:
+        raise UserError(
+            f"--calibration {path}: the numbers of length cannot be used (its mean is not above 0); {mend} again"
+        )
     return found
+
+
+def _require(right: bool, what: str) -> None:
+    """Raise TypeError, naming the part of a calibration that is not `right`."""
+    if not right:
+        raise TypeError(what)
+
+
+def _check_form(name: str, described: dict) -> None:
+    """Raise KeyError or TypeError, naming the part, if one of `describe` is missing or is no number."""
+    _require(isinstance(described, dict), name)
+    for part in ("standard_error", "percentiles"):
+        _require(isinstance(described[part], dict), f"{name}/{part}")
+    numbers = {part: described[part] for part in ("n", "mean", "std")}
+    numbers |= {f"standard_error/{part}": described["standard_error"][part] for part in ("mean", "std", "median")}
+    numbers |= {f"percentiles/{k}": described["percentiles"][str(k)] for k in range(101)}
+    for part, number in numbers.items():
+        _require(isinstance(number, int | float) and not isinstance(number, bool), f"{name}/{part}")
+    _require(isinstance(described["n"], int), f"{name}/n")
+
+
+def _check_identity(identity: dict) -> None:
+    """Raise KeyError or TypeError if `identity` is not of the form of `model_identity`."""
+    _require(isinstance(identity, dict) and is_text(identity["name"]), "models/name")
+    files = identity["files"]
+    _require(isinstance(files, dict) and all(is_text(text) for item in files.items() for text in item), "models/files")
+    if "base" in identity:
+        _check_identity(identity["base"])
+
+
+def _contradiction(name: str, described: dict) -> str | None:
+    """What is wrong with numbers that no N scores can have together; None if nothing is.
+
+    Of any N scores within a range R: the least <= mean <= the greatest, and R / sqrt(2 N) <= std <= R / 2.
+    """
+    n, mean, std = (described[part] for part in ("n", "mean", "std"))
+    percentiles = [described["percentiles"][str(k)] for k in range(101)]
+    errors = list(described["standard_error"].values())
+    if not all(map(is_finite_number, (n, mean, std, *percentiles, *errors))):
+        return "one is not finite"
+    if n < 1:
+        return f"n is {n}"
+    if std < 0 or min(errors) < 0:
+        return "a deviation is negative"
+    if name in NORMALISED and std == 0:
+        return "std is 0"
+    least, greatest = percentiles[0], percentiles[100]
+    rounding = 1e-5 * max(abs(least), abs(greatest))  # scores are float32, and a std within their rounding is 0
+    if any(high < low - rounding for low, high in pairwise(percentiles)):
+        return "percentiles fall"
+    if not least - rounding <= mean <= greatest + rounding:
+        return "the mean lies outside of the percentiles"
+    if not (greatest - least) / math.sqrt(2 * n) - rounding <= std <= (greatest - least) / 2 + rounding:
+        return "std does not belong to the percentiles"
+    return None
 
 
 def use_calibration(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
+
+# what the machine refuses, rather than the code: no room, no permission, a file where a folder should be
+_REFUSALS = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENOTEMPTY ENAMETOOLONG ELOOP".split()
+}
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, and how to mend it."""
+    """Something the user can fix. The message is one line: what is wrong, and how to fix it."""
 
 
 class ServiceError(UserError):
@@ -17,19 +26,70 @@ class ServiceError(UserError):
 
 
 def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a script's main(): a UserError becomes `error: ...` on stderr and exit code 2; ^C exits with 130."""
+    """Decorate a script's main(): a UserError becomes `error: ...` on stderr and exit code 2; ^C exits with 130.
+
+    An OSError by which the machine refuses a file, such as a full disk, is reported in the same way. Every rank reports
+    what it meets, above 0 as `error (rank 3): ...`: an error of one rank alone must not be lost. A process that fails
+    because another one is gone exits with 1 and one line. With ALARM_TRACEBACK=1 in the environment the traceback is
+    printed before the line.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            # every rank meets the same mistake; one of them says so
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
+        except KeyboardInterrupt as interrupt:
+            _report("interrupted", None, interrupt)
             sys.exit(130)
+        except Exception as error:
+            if line := str(error) if isinstance(error, UserError) else _refusal(error):
+                _report("error", line, error)
+                sys.exit(2)
+            if _lost_peer(error):
+                _report("error", "another process of this run has ended, and reports why", error)
+                sys.exit(1)
+            raise
 
     return wrapped
+
+
+def _report(kind: str, line: str | None, error: BaseException) -> None:
+    if os.environ.get("ALARM_TRACEBACK", "") not in ("", "0"):
+        for one in _chain(error):
+            one.__suppress_context__ = False  # also what `from None` hides
+        traceback.print_exception(error)
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f" (rank {rank})"
+    line = "" if line is None else ": " + " ".join(line.splitlines())
+    print(f"{kind}{where}{line}", file=sys.stderr, flush=True)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error, what it was raised from or after, and so on."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether a run of several processes fails here because another of them is gone (gloo's words)."""
+    gone = ("closed by peer", "reset by peer")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and any(word in str(one) for one in _chain(error) for word in gone)
+
+
+def _refusal(error: Exception) -> str | None:
+    """The line for an error by which the machine refuses a file; None for any other error."""
+    hint = "make room or give another place (ALARM_TRACEBACK=1 shows where)"
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in _REFUSALS:
+            name = "" if one.filename is None else f"{os.fsdecode(one.filename)}: "
+            return f"{name}{one.strerror}; {hint}"
+        # safetensors: OSErrors of Rust; torch.save: an assertion of its zip writer, without the reason
+        if (number := re.search(r"\(os error (\d+)\)", str(one))) and int(number[1]) in _REFUSALS:
+            return f"a file of weights cannot be written: {os.strerror(int(number[1]))}; {hint}"
+        if isinstance(one, RuntimeError) and "inline_container" in str(one) and "unexpected pos" in str(one):
+            return f"a file of weights cannot be written, is the disk full? {hint[0].upper()}{hint[1:]}"
+    return None

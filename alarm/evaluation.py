@@ -29,7 +29,7 @@ from .bootstrap import (
     share_interval,
 )
 from .errors import UserError
-from .files import read_rows
+from .files import is_finite_number, parse_rows, read_text
 
 if TYPE_CHECKING:
     from .judge import Judgement
@@ -70,21 +70,20 @@ def read_generations(path: Path, task_type: str, drop_duplicates: bool = False, 
     clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in METRICS[task_type]
     if not path.name.isprintable() or clashes:
         raise UserError(f"{str(path)!a}: the results need a printable name that is no key of theirs; rename it")
-    # read_rows also takes JSON lines, so that a lone object would pass as a row
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            start = file.read(4096).lstrip()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if start and not start.startswith("["):
+    text = read_text(path)
+    # parse_rows also takes JSON lines, so that a lone object would pass as a row
+    if text.lstrip().startswith("{"):
         raise UserError(f"{path} is not a JSON list of generations; move it away or write it with train_ppo.py --test")
-    rows = read_rows(path)
+    rows = parse_rows(text, path)
 
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("query"), str):
             raise UserError(f"{path}, row {number} has no 'query' text, by which runs are matched; add it")
         if need_text and not isinstance(row.get("generation"), str):
             raise UserError(f"{path}, row {number} has no 'generation' text for the judge to read; add it")
+        if not isinstance(row.get("generation", ""), str):
+            kind = type(row["generation"]).__name__
+            raise UserError(f"{path}, row {number}: 'generation' is {kind}; expected text, \"\" for an empty answer")
     if drop_duplicates:
         rows = list({row["query"]: row for row in reversed(rows)}.values())  # the first of each query is kept
     rows = sorted(rows, key=lambda row: row["query"])
@@ -117,13 +116,6 @@ def _metric_values(rows: list[dict], metric: str, path: Path, task_type: str) ->
             )
         values.append(value)
     return np.array(values, dtype=np.float64)
-
-
-def is_finite_number(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
 
 
 def criterion_title(criterion: str, gap: str = " ") -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import UserError
-from .files import read_rows, require_fields
+from .files import is_text, read_rows, require_fields
 from .tasks.long_form_qa import F_ERR, NF_ERR, NO_ERR
 
 if TYPE_CHECKING:
@@ -84,13 +84,16 @@ def _read_row(row: dict, prompt: str, where: str) -> Feedback:
         ("corrected-prediction", str, "text"),
     ):
         if not isinstance(given.get(name, kind()), kind):
-            raise UserError(f"{where}: '{name}' must be {words}; mend it or leave it out")
+            raise UserError(f"{where}: '{name}' must be {words}; fix it or leave it out")
+    if not is_text(given.get("corrected-prediction", "")):
+        raise UserError(f"{where}: 'corrected-prediction' holds half a surrogate pair; fix it or leave it out")
     errors = given.get("errors", [])
     for error in errors:
         start, end = (error.get("start"), error.get("end")) if isinstance(error, dict) else (None, None)
         inside = isinstance(start, int) and isinstance(end, int) and 0 <= start <= end <= len(answer)
-        if not inside or error.get("error type") not in RELEVANCE_ERRORS | FACTUALITY_ERRORS:
-            raise UserError(f"{where}: {error} is no error span of '{ANSWERS[0]}'; mend or remove it")
+        kind = error.get("error type") if inside else None
+        if not isinstance(kind, str) or kind not in RELEVANCE_ERRORS | FACTUALITY_ERRORS:
+            raise UserError(f"{where}: {str(error)[:200]} is no error span of '{ANSWERS[0]}'; fix or remove it")
     return Feedback(
         prompt=prompt,
         question=row["question"],

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 from trl.config import TRACKERS
+from trl.paths import check_base, is_local_path
 
 from .errors import UserError
-from .run import check_base
+from .files import check_writable, read_json
+from .run import check_trained_base
 from .types import REWARD_TYPES
 
 
@@ -48,6 +50,14 @@ def finite_float(text: str) -> float:
     return value
 
 
+def seed_value(text: str) -> int:
+    """A seed that Python, numpy and torch all take: 0 to 2^32 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not from 0 to {2**32 - 1}")
+    return value
+
+
 def open_share(text: str) -> float:
     value = finite_float(text)
     if not 0 < value < 1:
@@ -56,7 +66,7 @@ def open_share(text: str) -> float:
 
 
 # argparse names the type in its message: "invalid int value"
-positive_int.__name__ = "int"
+positive_int.__name__ = seed_value.__name__ = "int"
 positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"
 
 HOLISTIC_MAX_TOKENS = {"qa": 1230, "mt": 300}  # prompt and answer together
@@ -134,7 +144,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
         default="bfloat16",
         choices=("bfloat16", "float32"),
     )
-    add("seed", "seed of data order, initialisation and sampling", int, default=42)
+    add("seed", "seed of data order, initialisation and sampling", seed_value, default=42)
     add(
         "report_to",
         "tracker of the training curves; a run that is resumed is one run in tensorboard, a new one in the others",
@@ -193,6 +203,7 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} goes with --test; add --test or drop it")
     if args.resume_anyway and not args.resume:
         raise UserError("--resume_anyway goes with --resume; add --resume or drop it")
+    check_writable(args.save_dir, "--save_dir")
     if args.test:
         if args.resume:
             raise UserError("--resume goes with training; drop it or --test")
@@ -220,10 +231,24 @@ def resolve_policy(name: str, anyway: bool = False) -> str:
     check_model_name(name, "--policy_ckpt", ("config.json", "adapter_config.json"))
     if not Path(name).is_dir():
         return name
+    _check_adapter(Path(name))
     # adapters remember the path of their base model: a relative one would mean another folder elsewhere
     policy = Path(name).resolve()
-    check_base(policy, anyway)
+    check_trained_base(policy, anyway)
     return str(policy)
+
+
+def _check_adapter(folder: Path) -> None:
+    """Raise UserError if `folder` holds an adapter whose base model cannot be found."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    try:
+        check_base(folder, base if isinstance(base, str) else "")
+    except ValueError as error:
+        raise UserError(f"--policy_ckpt: {error}") from error
 
 
 def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:
@@ -233,6 +258,5 @@ def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.j
         if not any((path / config).is_file() for config in configs):
             raise UserError(f"{flag} {name} holds no {' or '.join(configs)}; give the folder of a model")
         return
-    local = path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1
-    if local or (name.count("/") == 1 and path.parent.is_dir()):
+    if is_local_path(name):
         raise UserError(f"{flag}: there is no folder {name}; give the folder of a model or a hub name")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -31,12 +32,15 @@ from urllib.parse import urlsplit
 
 from .errors import ServiceError, UserError
 from .files import write_json
+from .retry_after import retry_after
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("languagetool", "rules")
 LANGUAGE = "en-US"
 MIN_JAVA = 17
+PAUSE = 0.5  # seconds before the first new attempt; doubles with each
+LONGEST_WAIT = 300.0  # seconds that a server may ask to wait: after ten minutes NCCL ends the processes that wait too
 SLOWEST = 0.02  # seconds a character: 10,000 question marks took 48 s on two busy cores
 PROJECT_FOLDER = Path(__file__).parents[1] / "languagetool"
 DOWNLOAD_FOLDER = Path("~/.cache/language_tool_python")  # language-tool-python's own
@@ -94,21 +98,30 @@ def make_checker(backend: str = "languagetool", server: str | None = None) -> Ch
 
 
 class ServerFailure(Exception):
-    """One failed attempt. `lost`: the server did not answer at all."""
+    """One failed attempt. `lost`: the server did not answer at all.
 
-    def __init__(self, reason: str, lost: bool = False):
+    `limited`: it has had too many requests. `wait`: seconds that it asks to wait, None if it does not.
+    """
+
+    def __init__(self, reason: str, lost: bool = False, limited: bool = False, wait: float | None = None):
         super().__init__(" ".join(reason.split())[:500])
         self.lost = lost
+        self.limited = limited
+        self.wait = wait
 
 
 def parse_matches(text: str, answer: object) -> list[Match]:
     """The matches in a decoded /v2/check answer, their UTF-16 offsets turned into those of characters.
 
+    A match may end behind the text by as much as the text has white space at its end: LanguageTool can count the end of
+    a paragraph twice (its issue 11689). Such a match ends with the text.
     Raises ServerFailure where `answer` is not what the API documents for `text`.
     """
     # characters[u]: the character that holds UTF-16 unit u
     characters = [i for i, char in enumerate(text) for _ in range(2 if ord(char) > 0xFFFF else 1)]
+    units = len(characters)
     characters.append(len(text))
+    surplus = len(text) - len(text.rstrip())
     matches = []
     try:
         if answer.get("warnings", {}).get("incompleteResults"):
@@ -117,6 +130,8 @@ def parse_matches(text: str, answer: object) -> list[Match]:
             start, length = found["offset"], found["length"]
             if start < 0 or length < 0:
                 raise IndexError
+            if units < start + length <= units + surplus:
+                length = units - start
             # a match that ends inside a surrogate pair takes the whole character
             end = characters[start + length - 1] + 1 if length else characters[start]
             matches.append(Match(characters[start], end, found["rule"]["id"], found["message"]))
@@ -147,11 +162,48 @@ def _ask(session, url: str, text: str, timeout: float) -> dict:
         cause = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
         raise ServerFailure(f"no answer ({cause[1] if cause else type(error).__name__})", lost=True) from None
     if response.status_code != 200:
-        raise ServerFailure(f"it answered {response.status_code} ({response.text[:200]}) to {text[:60]!r}")
+        reason = f"it answered {response.status_code} ({response.text[:200]}) to {text[:60]!r}"
+        limited, wait = response.status_code == 429, None
+        if limited or response.status_code == 503:
+            wait = retry_after(response.headers, time.time(), longest=math.inf)
+        raise ServerFailure(reason, limited=limited, wait=wait)
     try:
         return response.json()
     except ValueError:
         raise ServerFailure(f"its answer is not JSON: {response.text[:100]!r}") from None
+
+
+class Patience:
+    """Waits for a server that asks for it, and ends the run once that takes too long.
+
+    Args:
+        longest: seconds to wait in all.
+        pause: seconds to wait at least; doubles with each wait, up to 30. LanguageTool itself names no time with a 429.
+    """
+
+    def __init__(self, longest: float, pause: float):
+        self.longest = longest
+        self.pause = pause
+        self.waited = 0.0
+        self._times = 0
+
+    def asked(self, failure: ServerFailure) -> bool:
+        """Whether the server asks to wait, rather than being broken."""
+        return failure.limited or failure.wait is not None
+
+    def wait(self, failure: ServerFailure) -> None:
+        """Wait as the failure asks. Raises GrammarServiceError where that is longer than there is patience for."""
+        seconds = max(failure.wait or 0.0, min(self.pause * 2**self._times, 30))
+        if self.waited + seconds > self.longest:
+            raise GrammarServiceError(
+                f"LanguageTool asks to wait {seconds:.0f} s, after {self.waited:.0f} s of waiting ({failure}); a run "
+                f"waits {self.longest:.0f} s at most: go on later with --resume, give a server without such a limit by "
+                f"--grammar_server, or {STAND_IN}"
+            )
+        logger.warning("LanguageTool asks to wait: the run goes on in %.0f s (%s)", seconds, failure)
+        time.sleep(seconds)
+        self.waited += seconds
+        self._times += 1
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------
@@ -175,9 +227,17 @@ class RemoteServer:
             raise UserError(f"--grammar_server {url} is no address; give one like http://localhost:8081")
 
     def check(self) -> None:
-        """Raise UserError where no LanguageTool answers."""
+        """Raise UserError where no LanguageTool answers, even after the time that it asks to wait."""
+        patience = Patience(LONGEST_WAIT, PAUSE)
         try:
-            parse_matches("Good.", _ask(_open_session(False, 1), self.address, "Good.", timeout=60))
+            while True:
+                try:
+                    parse_matches("Good.", _ask(_open_session(False, 1), self.address, "Good.", timeout=60))
+                    return
+                except ServerFailure as failure:
+                    if not patience.asked(failure):
+                        raise
+                    patience.wait(failure)
         except ServerFailure as failure:
             raise UserError(f"no LanguageTool at --grammar_server {self.address}: {failure}; {WAYS_OUT}") from None
 
@@ -411,6 +471,7 @@ class LanguageToolChecker:
         timeout: seconds after which a request counts as hanging; long texts get more (SLOWEST a character).
         max_failures: rounds in a row without one text answered, after which check() gives up.
         pause: seconds before the first new attempt; doubles with each.
+        longest_wait: seconds, without one text answered, that the server may ask to wait; a wait is no failure.
 
     `counts`: texts = empty (no request: no error) + cached + checked; failures (rounds that ended early), restarts.
     One thread at a time may call check().
@@ -423,7 +484,8 @@ class LanguageToolChecker:
         cache_size: int = 100_000,
         timeout: float = 120.0,
         max_failures: int = 6,
-        pause: float = 0.5,
+        pause: float = PAUSE,
+        longest_wait: float = LONGEST_WAIT,
     ):
         self.server = server
         self.in_flight = in_flight
@@ -431,6 +493,7 @@ class LanguageToolChecker:
         self.timeout = timeout
         self.max_failures = max_failures
         self.pause = pause
+        self.longest_wait = longest_wait
         self.counts = dict.fromkeys(("texts", "empty", "cached", "checked", "failures", "restarts"), 0)
         self._cache: OrderedDict[str, list[Match]] = OrderedDict()
         self._session = None
@@ -449,15 +512,19 @@ class LanguageToolChecker:
         waiting = sorted({text for text in texts if text not in found}, key=lambda text: (-len(text), text))
         self.counts["texts"] += len(texts)
         self.counts["checked"] += len(waiting)
-        failures = 0
+        failures, patience = 0, Patience(self.longest_wait, self.pause)
         while waiting:
             done, failure = self._try(waiting)
             found |= done
             for text, matches in done.items():
                 self._cache[text] = matches
             waiting = [text for text in waiting if text not in done]
-            if failure is not None:
-                failures = 1 if done else failures + 1
+            if done:
+                failures, patience = 0, Patience(self.longest_wait, self.pause)
+            if failure is not None and patience.asked(failure):
+                patience.wait(failure)
+            elif failure is not None:
+                failures += 1
                 self._failed(failure, failures, waiting)
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
@@ -502,7 +569,8 @@ class LanguageToolChecker:
                 stop.set()
                 raise
         done = {text: matches for text, matches in zip(texts, answers, strict=True) if matches is not None}
-        return done, next(iter(failures), None)
+        # several requests may have been refused: the longest wait is the one to keep
+        return done, max(failures, key=lambda failure: failure.wait or 0.0, default=None)
 
     def _failed(self, failure: ServerFailure, failures: int, waiting: list[str]) -> None:
         """Count, name and mend a failure; give up after too many."""

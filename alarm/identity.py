@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from .errors import UserError
+from .files import read_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _SETTINGS = ("config.json", "adapter_config.json", "generation_config.json")
@@ -82,11 +83,10 @@ def model_identity(name: str | Path, seen: Seen | None = None) -> dict:
 
 
 def _base_of(adapter_config: Path) -> str | None:
-    try:
-        config = json.loads(adapter_config.read_text(encoding="utf-8"))
-        return config.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{adapter_config} is no JSON object ({error}); copy the adapter's folder again") from None
+    config = read_json(adapter_config)
+    if not isinstance(config, dict):
+        raise UserError(f"{adapter_config} holds no JSON object; copy the adapter's folder again")
+    return config.get("base_model_name_or_path")
 
 
 def _cached_snapshot(name: str) -> Path | None:

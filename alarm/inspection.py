@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .evaluation import METRICS, is_finite_number
-from .files import read_rows, require_fields
+from .evaluation import METRICS
+from .files import is_finite_number, read_rows, require_fields
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,20 +5,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from .errors import UserError
 
 PLACEHOLDERS = {"query", "output_a", "output_b"}
-MAX_RETRY_AFTER = 120.0  # seconds
 
 # why a request has no verdict
 REFUSED, UNREADABLE, TOO_LONG, UNANSWERED = "refused", "unreadable", "too long", "unanswered"
@@ -96,24 +93,6 @@ def read_answer(body: object) -> Answer:
     content = content or ""
     preferred = read_verdict(content.rpartition("\n")[0] if finish == "length" else content)
     return Answer(preferred, content, None if preferred else UNREADABLE, *tokens)
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a server asks to wait, at most MAX_RETRY_AFTER; None where it asks for nothing readable.
-
-    headers: with lower-case names or regardless of case. now: seconds since the epoch, for a header that is a date.
-    """
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):  # the first is OpenAI's own
-        try:
-            seconds = float(headers.get(name) or "nan") / unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(headers[name]).timestamp() - now
-            except (ValueError, OverflowError):
-                continue
-        if not math.isnan(seconds):
-            return min(max(seconds, 0.0), MAX_RETRY_AFTER)
-    return None
 
 
 def request_key(endpoint: str, model: str, template: str, query: str, first: str, second: str) -> str:

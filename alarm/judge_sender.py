@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .errors import UserError
-from .judge_replies import REFUSED, TOO_LONG, UNANSWERED, Answer, MalformedReply, read_answer, retry_after
+from .judge_replies import REFUSED, TOO_LONG, UNANSWERED, Answer, MalformedReply, read_answer
+from .retry_after import retry_after
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, report_user_errors
+from .files import check_writable
 from .flags import parser, positive_int
 from .run import read_log
 
@@ -239,6 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     if folder.is_file():
         raise UserError(f"--save_dir {folder} is a file; give a folder")
     target = folder / FILE
+    check_writable(target, "--save_dir")
     check_target(target)
 
     figure = plot(runs, args.window)

@@ -37,7 +37,7 @@ def read_run_json(folder: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("inputs", {}), dict):
             raise ValueError("no object where one is due")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); put a copy of it back, or start a new run with a new --save_dir"
         ) from None
@@ -58,7 +58,7 @@ def read_log(path: Path) -> list[dict]:
             parts = [row[part] for part in ("train", "dev", "warnings") if part in row]
             if not isinstance(row["step"], int) or not all(isinstance(part, dict) for part in parts):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number} is not a row of a training log; fix or remove that line") from None
@@ -66,7 +66,7 @@ def read_log(path: Path) -> list[dict]:
     return rows
 
 
-def check_base(policy: Path, anyway: bool = False) -> None:
+def check_trained_base(policy: Path, anyway: bool = False) -> None:
     """Compare the base model that a run's adapter was trained on with the one that it would be put on now.
 
     policy: a model folder; only one inside a run's folder, whose run.json knows the base, is checked. Raises UserError

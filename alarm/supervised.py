@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .files import write_json
-from .flags import TRACKERS, check_model_name, finite_float, parser, positive_float, positive_int
+from .files import check_writable, write_json
+from .flags import TRACKERS, check_model_name, finite_float, parser, positive_float, positive_int, seed_value
 from .launch import check_launch, process_state
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
     add("--batch_size", type=positive_int, default=defaults.get("batch_size", 8), help="examples per process and step")
     add("--lr", type=positive_float, default=defaults["lr"], help="peak learning rate (linear decay to zero)")
     add("--max_steps", type=positive_int, help="stop after this many steps, in place of the full duration")
-    add("--seed", type=int, default=42, help="seed of the initial weights, the data order and dropout")
+    add("--seed", type=seed_value, default=42, help="seed of the initial weights, the data order and dropout")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast, weights stay float32")
     add(
         "--report_to",
@@ -55,6 +55,7 @@ def share(text: str) -> float:
 def check_save_dir(path: str | Path) -> None:
     """Raise UserError where the folder to write already holds something."""
     path = Path(path)
+    check_writable(path, "--save_dir")
     if path.is_file():
         raise UserError(f"--save_dir {path} is a file; give the path of a new folder")
     if path.exists() and any(path.iterdir()):

@@ -11,6 +11,7 @@ from itertools import combinations, islice
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
+from alarm.flags import seed_value
 from alarm.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
 
 
@@ -34,7 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max_compare", type=int, help="compare this many prompts, drawn at random (default: all of them)"
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the draw of --max_compare (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=seed_value, default=42, help="seed of the draw of --max_compare (default: %(default)s)"
+    )
     parser.add_argument(
         "--drop_duplicates", action="store_true", help="keep the first row of a repeated query (default: an error)"
     )
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from alarm.bootstrap import DRAWS
     from alarm.evaluation import compare, draw_prompts, is_results_file, read_seeds
-    from alarm.files import write_json
+    from alarm.files import check_writable, write_json
     from alarm.report import Setup, check_report_folder, print_results, screen, write_report
 
     # abspath drops a trailing slash and gives "." a name
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     replaced = output.exists()
     if replaced and not is_results_file(output):
         raise UserError(f"{output} exists and was not written by this script; move it away or give another --output")
+    check_writable(output, "--output")
     check_report_folder(report)
     judge = judge_from_flags(args, output.parent)
 

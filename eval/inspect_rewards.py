@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from alarm.errors import UserError, report_user_errors
+from alarm.files import check_writable
 from alarm.flags import check_model_name, parser, positive_int, resolve_policy
 from alarm.grammar import make_checker
 from alarm.spans import find_splitter
@@ -72,6 +73,7 @@ def check_own_flags(args: argparse.Namespace) -> None:
     if args.overwrite and args.html is None:
         raise UserError("--overwrite goes with --html; drop it")
     if args.html is not None:
+        check_writable(args.html, "--html")
         if args.html.is_dir():
             raise UserError(f"--html {args.html} is a folder; give the file to write")
         if args.html.exists() and not args.overwrite:

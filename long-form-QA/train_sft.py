@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
-from alarm.files import read_rows, require_fields
+from alarm.files import read_rows, require_fields, require_texts
 from alarm.flags import positive_int
 from alarm.supervised import check_training, training_parser
 
@@ -29,7 +29,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def load_pairs(path: str) -> list[tuple[str, str]]:
     """(prompt, reference) for each reference of each question."""
     rows = read_rows(path)
-    require_fields(rows, {"text": str, "answer": list}, path)
+    require_fields(rows, {"text": str}, path)
+    require_texts(rows, "answer", path)
     pairs = [(row["text"], answer.strip()) for row in rows for answer in row["answer"] if answer.strip()]
     if not pairs:
         raise UserError(f"{path} holds no reference answer; every row needs at least one in 'answer'")

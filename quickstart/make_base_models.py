@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
-from alarm.files import read_rows, require_fields, whole_folder
+from alarm.files import check_writable, read_rows, require_fields, require_texts, whole_folder
+from alarm.flags import seed_value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vocab_size", type=int, default=1500, help="pieces in each of the three vocabularies")
     add("--policy_size", type=int, default=128, help="hidden size of the T5 policy, a multiple of 64")
     add("--reward_model_size", type=int, default=64, help="hidden size of the reward models, a multiple of 64")
-    add("--seed", type=int, default=42, help="seed of the random weights")
+    add("--seed", type=seed_value, default=42, help="seed of the random weights")
     return flags.parse_args(argv)
 
 
@@ -181,6 +182,9 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     save_dir = Path(args.save_dir)
+    check_writable(save_dir, "--save_dir")
+    if save_dir.is_file():
+        raise UserError(f"--save_dir {save_dir} is a file; give the path of a new folder")
     if save_dir.exists() and any(save_dir.iterdir()):
         raise UserError(f"{save_dir} already holds something; give another --save_dir or remove it")
     for flag in ("policy_size", "reward_model_size"):
@@ -191,7 +195,8 @@ def main(argv: list[str] | None = None) -> None:
             f"--vocab_size {args.vocab_size} leaves no room beside bytes and special tokens; give 600 or more"
         )
     rows = read_rows(args.train_file)
-    require_fields(rows, {"text": str, "answer": list}, args.train_file)
+    require_fields(rows, {"text": str}, args.train_file)
+    require_texts(rows, "answer", args.train_file)
 
     from transformers import set_seed
 

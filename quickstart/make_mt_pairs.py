@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alarm.errors import report_user_errors
 from alarm.files import whole_folder, write_json
-from alarm.flags import parser
+from alarm.flags import parser, seed_value
 from alarm.supervised import check_save_dir
 from alarm.tasks.translation import load_rows, prompt
 
@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--train_file", default="quickstart/data/mt/train.jsonl", help="pairs of which both are made")
     add("--dev_file", default="quickstart/data/mt/dev.jsonl", help="pairs of which held-out preferences are made")
     add("--save_dir", required=True, help="new folder for text.json, train.jsonl and dev.jsonl")
-    add("--seed", type=int, default=42, help="seed of the damage")
+    add("--seed", type=seed_value, default=42, help="seed of the damage")
     return flags.parse_args(argv)
 
 

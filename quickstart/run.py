@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
-from alarm.files import write_json
-from alarm.flags import parser, positive_int
+from alarm.files import check_writable, write_json
+from alarm.flags import parser, positive_int, seed_value
 from stages import ROOT, Stage
 
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_dir", help="folder of the sample (default: the shipped one)")
     add("--splitter", default="en_core_web_sm", help="qa: a spaCy pipeline's name, pysbd or sentencizer")
     add("--steps", type=positive_int, help="at most this many steps in every training stage (for a quick look)")
-    add("--seed", type=int, default=42, help="seed of every stage")
+    add("--seed", type=seed_value, default=42, help="seed of every stage")
     return flags.parse_args(argv)
 
 
@@ -62,6 +62,7 @@ def remove(path: Path) -> None:
 
 def check_work_dir(work: Path) -> None:
     """Raise UserError for a folder that holds something else than a quickstart."""
+    check_writable(work, "--work_dir")
     if work.is_file():
         raise UserError(f"--work_dir {work} is a file; give the path of a folder")
     if work.is_dir() and any(work.iterdir()) and not (work / MARKER).is_dir():

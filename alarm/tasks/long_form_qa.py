@@ -5,7 +5,6 @@ Importing this module loads no torch: what can be checked without a model is che
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import read_rows, require_fields
+from ..files import read_json, read_rows, require_fields
 from ..spans import Span, Splitter, last_token_of, make_splitter, subsentence_spans, token_offsets
 from ..types import AspectScore, Rollout
 
@@ -104,9 +103,11 @@ def _read_config(folder: Path, role: str) -> dict:
     if not folder.is_dir():
         raise UserError(f"{role}: the folder {folder} does not exist; put the checkpoint there")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{role}: {folder / 'config.json'} cannot be read ({error}); copy the whole folder") from None
+        config = read_json(folder / "config.json")
+    except UserError as error:
+        raise UserError(f"{role}: {error}; copy the whole folder") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{role}: {folder / 'config.json'} is no object; copy the whole folder")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         raise UserError(f"{role}: {folder} has no weights (model.safetensors or pytorch_model.bin)")
     return config

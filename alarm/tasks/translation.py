@@ -12,8 +12,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl.paths import is_local_path
+
 from ..errors import UserError
-from ..files import read_rows
+from ..files import is_text, read_rows
 from ..grammar import Checker, mark_tokens
 from ..spans import token_offsets
 from ..types import AspectScore, Rollout
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 ASPECTS = ("readability", "grammar", "confidence")
 
+FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".parquet", ".csv", ".tsv", ".txt")
 DATASET, CONFIG = "Helsinki-NLP/europarl", "en-es"
 MAX_ROWS, MAX_DEV_ROWS = 100_000, 2_000
 TEST_SHARE, DEV_SHARE, SPLIT_SEED = 0.3, 0.1, 42
@@ -45,6 +48,7 @@ class Splits:
 def load_rows(source: str | Path, limit: int | None = None) -> list[dict]:
     """The first `limit` rows of a JSON list, JSON lines or parquet file, of a data set's folder, or of a hub id.
 
+    The content of a file tells its format, and not its name. JSON may be gzip-compressed.
     Rows without a text under `es` or `en` are left out, counted and named in the log.
     Raises UserError where the source cannot be read, and where no row is left.
     """
@@ -77,19 +81,16 @@ def prompt(row: dict) -> str:
 
 def _read(source: str | Path, limit: int | None) -> list[dict]:
     path = Path(source)
-    if path.suffix in (".json", ".jsonl"):
+    parquet = path.is_file() and _is_parquet(path)
+    if (path.is_file() and not parquet) or _is_absent_file(source):
         return read_rows(path)[:limit]
     import datasets
 
     rows = "train" if limit is None else f"train[:{limit}]"
     try:
-        if path.suffix == ".parquet":
-            if not path.is_file():
-                raise UserError(f"{path} does not exist; give the path of a parquet file")
+        if parquet:
             return datasets.load_dataset("parquet", data_files=str(path), split=rows).to_list()
         return datasets.load_dataset(str(source), CONFIG, split=rows).to_list()
-    except UserError:
-        raise
     except Exception as error:  # datasets raises its own, pyarrow's, the hub client's and OSErrors
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -98,18 +99,32 @@ def _read(source: str | Path, limit: int | None) -> list[dict]:
         ) from error
 
 
+def _is_parquet(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1" or path.suffix.lower() == ".parquet"
+    except OSError:
+        return False  # the reader of JSON reports it
+
+
+def _is_absent_file(source: str | Path) -> bool:
+    """Whether a source that is not there was meant as a file: by its ending, or as it can be no hub id."""
+    path = Path(source)
+    return not path.exists() and (path.suffix.lower() in FILE_ENDINGS or is_local_path(source))
+
+
 def _is_usable(row: dict) -> bool:
     pair = row.get("translation")
-    return isinstance(pair, dict) and all(isinstance(pair.get(k), str) and pair[k].strip() for k in ("es", "en"))
+    return isinstance(pair, dict) and all(is_text(pair.get(k)) and pair[k].strip() for k in ("es", "en"))
 
 
 def _usable(rows: list[dict], source: str | Path) -> list[dict]:
     bad = [number for number, row in enumerate(rows, start=1) if not _is_usable(row)]
     if bad:
         form = '{"translation": {"es": ..., "en": ...}}'
-        what = f"rows without text under 'es' or 'en' (first: row {bad[0]}; expected {form})"
+        what = f"rows without text under 'es' or 'en' (first: row {bad[0]}; expected {form}, which UTF-8 can hold)"
         if len(bad) == len(rows):
-            raise UserError(f"{source}: all {len(rows)} are {what}; mend the file")
+            raise UserError(f"{source}: all {len(rows)} are {what}; fix the file")
         logger.warning("%s: left out %d of %d: %s", source, len(bad), len(rows), what)
     return [row for row in rows if _is_usable(row)]
 

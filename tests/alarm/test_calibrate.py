@@ -260,6 +260,14 @@ def with_holistic(**changes) -> dict:
     return value
 
 
+def with_errors(**changes) -> dict:
+    return with_holistic(standard_error=describe(SCORES)["standard_error"] | changes)
+
+
+def with_percentile(k: int, value: float) -> dict:
+    return with_holistic(percentiles=describe(SCORES)["percentiles"] | {str(k): value})
+
+
 def without(*path: str) -> dict:
     value = content()
     inner = value
@@ -272,7 +280,9 @@ def without(*path: str) -> dict:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("", "cannot be read as JSON"),
+        ("", "is not JSON"),
+        ('{"kind": ' + "9" * 5000 + "}", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "is not a calibration"),
         ({"rewards": {}}, "is not a calibration"),
         (content(version=99), "has version 99"),
@@ -281,6 +291,27 @@ def without(*path: str) -> dict:
         (without("rewards", "holistic", "percentiles"), "lacks a part"),
         (without("rewards", "holistic", "percentiles", "37"), "lacks a part"),
         (with_holistic(mean="much"), "lacks a part"),
+        (with_holistic(std="1.0"), "holistic/std"),
+        (with_holistic(std=True), "holistic/std"),
+        (with_holistic(n=[1]), "holistic/n"),
+        (with_holistic(n=40.0), "holistic/n"),
+        (with_holistic(standard_error=[]), "holistic/standard_error"),
+        (content(settings=[]), "settings"),
+        (content(models=[]), "models"),
+        (content(rewards={"holistic": 3}), "holistic"),
+        (content(models={"holistic": {"name": "\ud83d", "files": {}}}), "models/name"),
+        (content(models={"holistic": {"name": "x", "files": {"a": 3}}}), "models/files"),
+        (with_holistic(n=0), "numbers of holistic cannot be used"),
+        (with_holistic(mean=10**400), "numbers of holistic cannot be used"),
+        (with_holistic(std=-11.5), "numbers of holistic cannot be used"),
+        (with_errors(std=math.nan), "numbers of holistic cannot be used"),
+        (with_errors(median=-1.0), "numbers of holistic cannot be used"),
+        (with_percentile(50, 1e6), "numbers of holistic cannot be used"),
+        # the scores are 0 to 39
+        (with_holistic(mean=39.1), "numbers of holistic cannot be used"),
+        (with_holistic(mean=-0.1), "numbers of holistic cannot be used"),
+        (with_holistic(std=19.6), "numbers of holistic cannot be used"),  # at most half the range
+        (with_holistic(std=4.3), "numbers of holistic cannot be used"),  # at least 39 / sqrt(2 * 40) = 4.36
         (with_holistic(std=0.0), "numbers of holistic cannot be used"),
         (with_holistic(mean=math.nan), "numbers of holistic cannot be used"),
         (content(models={"holistic": {}}), "lacks a part"),
@@ -292,6 +323,20 @@ def test_files_that_are_no_calibration(tmp_path, value, says):
         read_calibration(file, "qa")
     with pytest.raises(UserError, match="does not exist"):
         read_calibration(tmp_path / "gone.json", "qa")
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=40),
+    st.floats(-1e5, 1e5),
+    st.sampled_from([1e-6, 1.0, 1e4]),
+)
+@settings(deadline=None, max_examples=60)
+def test_numbers_that_scores_have_are_never_refused(tmp_path_factory, scores, place, scale):
+    """Whatever was measured is read back, scores that hardly differ and outliers among them."""
+    described = describe([place + scale * score for score in scores])
+    file = tmp_path_factory.mktemp("calibration") / "c.json"
+    found = read_calibration(write(file, content(rewards={"relevance": described})), "qa")
+    assert found.rewards["relevance"] == described
 
 
 def test_scales_to_watch():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -83,6 +84,36 @@ def test_unknown_values_are_refused_by_argparse(flags, capsys):
     assert flags[0] in capsys.readouterr().err
 
 
+SEEDED = {
+    "long-form-QA/train_ppo.py": "--save_dir x",
+    "long-form-QA/train_sft.py": "--save_dir x",
+    "long-form-QA/train_rm.py": "--save_dir x --aspect relevance",
+    "MT/train_ppo.py": "--save_dir x",
+    "MT/train_sft.py": "--save_dir x",
+    "alarm/train_holistic.py": "--save_dir x --train_file a --dev_file b",
+    "alarm/calibrate.py": "--task qa --policy_ckpt p --prompts f --save_path s",
+    "eval/eval_compare.py": "--generations_dir x --task_type qa",
+    "quickstart/run.py": "",
+    "quickstart/make_base_models.py": "--save_dir x",
+    "quickstart/make_mt_pairs.py": "--save_dir x",
+}
+
+
+@pytest.mark.parametrize("script", SEEDED)
+def test_seeds_are_those_that_python_numpy_and_torch_take(script, capsys):
+    """Refused where flags are parsed: before any model loads."""
+    name = script.removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name) if name.startswith("alarm.") else load_script(script)
+    words = SEEDED[script].split()
+    for seed in (0, 42, 2**32 - 1):
+        assert module.parse_args([*words, "--seed", str(seed)]).seed == seed
+    for seed in ("-1", str(2**32), str(2**70), "9" * 5000, "1.5", "seed"):
+        with pytest.raises(SystemExit) as stopped:
+            module.parse_args([*words, "--seed", seed])
+        assert stopped.value.code == 2
+        assert "--seed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["openbmb/UltraRM-13b", "t5-large"])
 def test_hub_names_pass(name):
     check_model_name(name, "--holistic_model")
@@ -105,3 +136,20 @@ def test_a_run_stands_for_its_last_policy(tmp_path):
     (tmp_path / "policy" / "adapter_config.json").write_text("{}")
     assert resolve_policy(str(tmp_path)) == str((tmp_path / "policy").resolve())
     assert resolve_policy("t5-large") == "t5-large"
+
+
+def test_an_adapter_whose_base_model_has_moved_is_named_before_anything_loads(tmp_path):
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    with pytest.raises(UserError, match="base_model_name_or_path") as error:
+        resolve_policy(str(adapter))
+    assert all(str(part) in str(error.value) for part in (adapter, base, config)) and "\n" not in str(error.value)
+    base.mkdir()
+    assert resolve_policy(str(adapter)) == str(adapter.resolve())
+    config.write_text(json.dumps({"base_model_name_or_path": "google/mt5-base"}))
+    assert resolve_policy(str(adapter)) == str(adapter.resolve())
+    config.write_text("{")
+    with pytest.raises(UserError, match=r"adapter_config\.json is not JSON"):
+        resolve_policy(str(adapter))

@@ -271,6 +271,19 @@ def test_bad_feedback_is_named(tmp_path):
         load_feedback(written(tmp_path, "twice.json", questions[:1] * 2), written(tmp_path, "f.json", feedback))
     with pytest.raises(UserError, match="six values"):
         load_feedback(good, written(tmp_path, "f.json", [{**feedback[0], "preference": [1, 2]}]))
+    for part, value in (
+        ("errors", [{"error type": ["Irrelevant"], "start": 0, "end": 3}]),
+        ("errors", [{"error type": None, "start": 0, "end": 3}]),
+        ("errors", [None]),
+        ("corrected-prediction", "half \ud83d"),
+        ("corrected-prediction", None),
+    ):
+        bad = {**feedback[0], "feedback": {**feedback[0]["feedback"], part: value}}
+        with pytest.raises(UserError, match="row 1: ") as error:
+            load_feedback(good, written(tmp_path, "f.json", [bad]))
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="row 1: 'prediction 2'"):
+        load_feedback(good, written(tmp_path, "f.json", [{**feedback[0], "prediction 2": "\ud83d"}]))
     outside = {"error type": "Irrelevant", "start": 0, "end": 10**6}
     broken = {**feedback[0], "feedback": {**feedback[0]["feedback"], "errors": [outside]}}
     with pytest.raises(UserError, match=r"row 1.*no error span"):

@@ -11,7 +11,7 @@ import pytest
 from alarm.errors import UserError
 from alarm.flags import resolve_policy
 from alarm.plot_run import read_run
-from alarm.run import Run, check_base, read_log
+from alarm.run import Run, check_trained_base, read_log
 
 ROW = {"step": 1, "train": {"reward": 0.5}}
 
@@ -191,7 +191,7 @@ def test_a_replaced_base_is_refused_wherever_the_policy_is_named(world, adapter,
 
 def test_the_base_of_an_older_run_is_noted_as_not_known(adapter, capsys):
     (adapter / "run.json").write_text("{}")
-    check_base(adapter / "policy")
+    check_trained_base(adapter / "policy")
     assert "run.json" in capsys.readouterr().out
 
 

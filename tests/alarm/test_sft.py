@@ -49,6 +49,11 @@ def test_epochs_pair_losses_by_step():
     [
         ({"--train_file": "absent.json"}, "absent.json does not exist"),
         ({"--dev_file": "empty.json"}, "holds no rows"),
+        ({"--train_file": "nulls.json"}, "row 2: 'answer' holds NoneType"),
+        ({"--dev_file": "numbers.json"}, "row 1: 'answer' holds int"),
+        ({"--train_file": "half.json"}, "row 1: 'text'"),
+        ({"--train_file": "half_answer.json"}, "row 1: 'answer'"),
+        ({"--save_dir": "rows.json/out"}, "rows.json is not a folder"),
         ({"--train_file": "unanswered.json"}, "holds no reference answer"),
         ({"--save_dir": "taken"}, "already holds something"),
         ({"--model_path": "./no/model"}, "no folder ./no/model"),
@@ -60,6 +65,11 @@ def test_bad_input_is_one_line(change, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "taken" / "file").write_text("mine")
     (tmp_path / "empty.json").write_text("[]")
     (tmp_path / "unanswered.json").write_text('[{"text": "p", "answer": []}]')
+    (tmp_path / "nulls.json").write_text('[{"text": "p", "answer": ["x"]}, {"text": "q", "answer": ["y", null]}]')
+    (tmp_path / "numbers.json").write_text('[{"text": "p", "answer": [1965]}]')
+    (tmp_path / "half.json").write_text(r'[{"text": "a \ud83d b", "answer": ["x"]}]')
+    (tmp_path / "half_answer.json").write_text(r'[{"text": "p", "answer": ["\ud83d"]}]')
+    (tmp_path / "rows.json").write_text("[]")
     (tmp_path / "good.json").write_text('[{"text": "p", "answer": ["x"]}]')
     flags = {
         "--model_path": str(FIXTURES / "golden" / "checkpoints" / "tiny-t5"),

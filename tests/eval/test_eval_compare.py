@@ -170,6 +170,14 @@ BAD = {
     "not UTF-8": (lambda gens: (gens / "beta.json").write_bytes(b'["\xff"]'), "cannot be read as UTF-8"),
     "no query": (lambda gens: edit(gens, lambda rows: rows[0].pop("query") and None), "row 1 has no 'query'"),
     "query of another type": (lambda gens: edit(gens, lambda rows: rows[0].update(query=1)), "row 1 has no 'query'"),
+    "an integer of 5,000 digits": (
+        lambda gens: (gens / "beta.json").write_text('[{"query": "q", "holistic_reward": ' + "9" * 5000 + "}]"),
+        "beta.json is not JSON",
+    ),
+    "deep nesting": (lambda gens: (gens / "beta.json").write_text("[" * 100_000), "beta.json is not JSON"),
+    "UTF-16": (lambda gens: (gens / "beta.json").write_bytes("[{}]".encode("utf-16")), "UTF-16"),
+    "null generation": (lambda gens: edit(gens, lambda rows: rows[0].update(generation=None)), "row 1: 'generation'"),
+    "number as text": (set_metric("1.5"), "'factuality_rate' is \"1.5\", not a finite number"),
     "missing metric": (
         lambda gens: edit(gens, lambda rows: rows[3].pop("factuality_rate") and None),
         "has no 'factuality_rate'",

@@ -29,9 +29,9 @@ from alarm.judge_replies import (
     read_answer,
     read_verdict,
     request_key,
-    retry_after,
 )
 from alarm.judge_sender import NO_KEY, JudgeSettings, check_endpoint
+from alarm.retry_after import retry_after
 from helpers import ROOT, load_script
 
 stub = load_script("tests/eval/judge_stub.py")
@@ -454,6 +454,7 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 from alarm.errors import report_user_errors
 from alarm.judge import Comparison, Judge
+from alarm.retry_after import retry_after
 from alarm.judge_sender import JudgeSettings
 import json, os
 

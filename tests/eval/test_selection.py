@@ -208,7 +208,7 @@ def test_bad_input(tmp_path):
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     for arguments, message in (
         ([alpha, alpha], "are both"),
-        ([alpha, tmp_path / "none.json"], "cannot be read"),
+        ([alpha, tmp_path / "none.json"], "none.json does not exist"),
         ([alpha, tmp_path / "short.json"], "1 queries differ (1 only in alpha, 0 only in short)"),
         ([alpha, tmp_path / "nan.json"], "not a finite number"),
         ([alpha, beta, "--output_dir", tmp_path / "notes"], "notes"),

@@ -31,12 +31,17 @@ class QueueingServer(ThreadingHTTPServer):
 
 
 class StubServer:
-    """`plan`: what the coming requests get, in order, each once: "500", "nonsense", "html", "part" or "hang"."""
+    """`plan`: what the coming requests get, in order, each once: "500", "429", "503", "nonsense", "html", "part", ...
+
+    `retry_after`: the header of that name beside 429 and 503. `times`: when each request came, by time.monotonic().
+    """
 
     def __init__(self):
         self.plan: list[str] = []
         self.always: str | None = None
         self.texts: list[str] = []
+        self.times: list[float] = []
+        self.retry_after: str | None = None
         self.most_at_once = 0
         self._open = 0
         lock = threading.Lock()
@@ -50,12 +55,15 @@ class StubServer:
                     stub._open += 1
                     stub.most_at_once = max(stub.most_at_once, stub._open)
                     stub.texts.append(text)
+                    stub.times.append(time.monotonic())
                     what = stub.always or (stub.plan.pop(0) if stub.plan else "answer")
                 if what == "hang":
                     time.sleep(1.0)
                 time.sleep(0.01)
                 status, content = {
                     "500": (500, "Error: internal"),
+                    "429": (429, "Error: request limit of 20 requests per 60 seconds exceeded"),
+                    "503": (503, "Error: overloaded"),
                     "html": (200, "<html>Welcome to the hotel's network</html>"),
                     "nonsense": (200, json.dumps({"matches": [{"offset": 99999, "length": 5}]})),
                     "part": (200, json.dumps({"warnings": {"incompleteResults": True}, "matches": []})),
@@ -65,6 +73,8 @@ class StubServer:
                 raw = content.encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(raw)))
+                if status in (429, 503) and stub.retry_after is not None:
+                    self.send_header("Retry-After", stub.retry_after)
                 self.end_headers()
                 self.wfile.write(raw)
 

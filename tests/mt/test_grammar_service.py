@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from email.utils import formatdate
 
 import psutil
 import pytest
@@ -67,6 +68,21 @@ def test_utf16_offsets_become_characters():
     spans = [(m.start, m.end) for m in parse_matches(text, {"matches": matches})]
     assert spans == [(4, 9), (1, 3), (2, 3), (11, 11)]
     assert text[4:9] == "wrong"
+
+
+def test_a_match_may_end_behind_the_text_by_its_last_white_space():
+    """LanguageTool can count the end of a paragraph twice; more than that is a match of another text."""
+    text = "😀 Ortograph\n\n"  # 14 units, of which 2 of white space at the end
+
+    def match(offset: int, length: int) -> dict:
+        return {"matches": [{"offset": offset, "length": length, "rule": {"id": "R"}, "message": ""}]}
+
+    for length, end in [(9, 11), (11, 13), (12, 13), (13, 13)]:
+        (found,) = parse_matches(text, match(3, length))
+        assert (found.start, found.end) == (2, end)
+    for offset, length in [(3, 14), (15, 1), (16, 0)]:
+        with pytest.raises(ServerFailure):
+            parse_matches(text, match(offset, length))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,51 @@ def test_a_server_that_keeps_failing_ends_the_run_with_one_line(stub, what):
     assert isinstance(error.value, UserError)
     assert checker.counts["failures"] == 3
     stub.always = None  # and goes on once the server is mended
+    assert checker.check(TEXTS) == UNDISTURBED
+
+
+@pytest.mark.parametrize("what", ["429", "503"])
+@pytest.mark.parametrize("asked", [lambda: "1.5", lambda: formatdate(time.time() + 3, usegmt=True)])
+def test_a_server_that_asks_to_wait_is_waited_for(stub, caplog, what, asked):
+    """Without counting as a failure; a date of whole seconds, 3 from now, is 2 to 3 seconds away."""
+    stub.plan, stub.retry_after = ["answer"] * 4 + [what], asked()
+    checker = remote(stub, in_flight=1, max_failures=1)
+    assert checker.check(TEXTS) == UNDISTURBED
+    assert stub.times[5] - stub.times[4] >= 1.5
+    assert checker.counts["failures"] == 0
+    assert f"answered {what}" in caplog.text
+
+
+def test_languagetools_own_limit_names_no_time_and_is_waited_for_all_the_same(stub):
+    stub.plan = ["429"] * 5
+    checker = remote(stub, in_flight=1, max_failures=2)
+    assert checker.check(TEXTS) == UNDISTURBED
+    assert checker.counts["failures"] == 0
+
+
+@pytest.mark.parametrize(("asked", "requests"), [("3600", 1), ("inf", 1), ("0.2", 3), ("0", 7)])
+def test_patience_ends_in_one_line_that_names_the_wait(stub, asked, requests):
+    """0.5 s in all. Two waits of 0.2 s fit; of doubled pauses 0.01 + ... + 0.16 = 0.31 fit and 0.32 more does not,
+    nor does it where the server asks for no time: 6 waits at most."""
+    stub.always, stub.retry_after = "429", asked
+    checker = remote(stub, in_flight=1, longest_wait=0.5)
+    with pytest.raises(GrammarServiceError, match="429") as error:
+        checker.check(TEXTS[:1])
+    assert "--resume" in str(error.value) and "--grammar_server" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(stub.times) == requests if asked != "0" else len(stub.times) <= requests
+
+
+def test_503_without_a_time_is_a_failure_like_any_other(stub):
+    stub.always = "503"
+    with pytest.raises(GrammarServiceError, match="2 times in a row"):
+        remote(stub, max_failures=2).check(TEXTS)
+
+
+def test_a_server_that_asks_to_wait_at_the_start_is_waited_for(stub):
+    stub.plan, stub.retry_after = ["429"], "1"
+    checker = make_checker(server=stub.url)
+    assert stub.times[1] - stub.times[0] >= 1
     assert checker.check(TEXTS) == UNDISTURBED
 
 

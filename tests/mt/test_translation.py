@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -55,6 +56,23 @@ def test_rows_of_every_format(tmp_path, name):
     assert load_rows(str(path), limit=3) == pairs(3)
 
 
+@pytest.mark.parametrize(
+    "name", ["rows.ndjson", "rows.JSON", "ROWS.JSONL", "rows.txt", "rows", "rows.jsonl.gz", "r.gz"]
+)
+def test_the_content_of_a_file_tells_its_format(tmp_path, name):
+    """And not its name: the file that is there is read."""
+    text = "".join(json.dumps(row) + "\n" for row in pairs(7)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else b"\xef\xbb\xbf" + text)
+    assert load_rows(tmp_path / name) == pairs(7)
+    assert load_rows(tmp_path / name, limit=3) == pairs(3)
+
+
+@pytest.mark.parametrize("name", ["rows.PARQUET", "rows.pq", "rows"])
+def test_a_parquet_file_by_another_name_is_read(tmp_path, name):
+    write(tmp_path / "rows.parquet", pairs(7)).rename(tmp_path / name)
+    assert load_rows(tmp_path / name, limit=3) == pairs(3)
+
+
 def hub_layout(folder, rows):
     """A folder as the hub holds the data set: configurations named in the card, parquet under the one asked for."""
     (folder / "en-es").mkdir(parents=True)
@@ -91,11 +109,12 @@ def test_the_split_takes_the_first_rows_and_cuts_dev(tmp_path, monkeypatch):
 def test_rows_without_es_or_en_are_left_out_counted_and_named(tmp_path, caplog):
     bad = [{}, {"translation": None}, {"translation": {"es": "a"}}, {"translation": {"es": "a", "en": " "}}]
     bad += [{"translation": {"es": 3, "en": "b"}}, {"translation": "a"}]
+    bad += [{"translation": {"es": "half \ud83d", "en": "b"}}]
     path = write(tmp_path / "rows.jsonl", [*pairs(3), *bad, *pairs(1)])
     assert load_rows(path) == [*pairs(3), *pairs(1)]
-    assert f"{path}: left out 6 of 10" in caplog.text
+    assert f"{path}: left out 7 of 11" in caplog.text
     assert "row 4" in caplog.text
-    with pytest.raises(UserError, match=r"all 6 are rows without text under 'es' or 'en'"):
+    with pytest.raises(UserError, match=r"all 7 are rows without text under 'es' or 'en'"):
         load_rows(write(tmp_path / "bad.jsonl", bad))
 
 
@@ -112,9 +131,18 @@ def test_bad_rows_do_not_move_the_others_between_the_splits(tmp_path):
 def test_sources_that_cannot_be_read(tmp_path):
     broken = tmp_path / "broken.parquet"
     broken.write_text("no parquet")
+    table, zipped = tmp_path / "pairs.csv", tmp_path / "pairs.json.zip"
+    table.write_text("es,en\nhola,hello\n")
+    zipped.write_bytes(b"PK\x03\x04 and so on")
     for source, named in [
         (tmp_path / "absent.jsonl", "does not exist"),
         (tmp_path / "absent.parquet", "does not exist"),
+        (tmp_path / "absent.ndjson", "does not exist"),
+        ("absent.jsonl.gz", "does not exist"),
+        (tmp_path / "absent", "does not exist"),
+        ("./absent", "does not exist"),
+        (table, "starts with 'es,en"),
+        (zipped, "zip"),
         (broken, "cannot be loaded"),
         ("no-such/hub-id", "--train_file"),
         (write(tmp_path / "three.jsonl", pairs(3)), "too few"),

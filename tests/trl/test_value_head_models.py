@@ -139,6 +139,26 @@ def test_adapter_errors(tiny_t5, tmp_path):
         AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tmp_path / "adapter")
 
 
+def test_an_adapter_whose_base_model_has_moved_is_named(tiny_t5, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_t5, base)
+    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(base, peft_config=SEQ2SEQ_LORA)
+    model.save_pretrained(tmp_path / "adapter")
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="base_model_name_or_path") as error:
+        AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tmp_path / "adapter")
+    assert str(tmp_path / "adapter") in str(error.value) and str(base) in str(error.value)
+    (tmp_path / "elsewhere").rename(base)
+    assert same_weights(model, AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/nowhere", "~/nowhere"])
+def test_a_folder_that_is_not_there_is_no_hub_name(name):
+    with pytest.raises(ValueError, match="no folder") as error:
+        AutoModelForSeq2SeqLMWithValueHead.from_pretrained(name)
+    assert name in str(error.value)
+
+
 def test_a_wrong_value_head_is_named(tiny_t5, tmp_path):
     AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5).save_pretrained(tmp_path / "m")
     save_file({"weight": torch.ones(1, 5), "bias": torch.ones(1)}, tmp_path / "m" / "v_head.safetensors")

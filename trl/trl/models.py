@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
+from .paths import check_base, is_local_path
+
 VALUE_HEAD_FILE = "v_head.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 
@@ -108,6 +110,7 @@ def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict)
     base = config.base_model_name_or_path
     if not base:
         raise ValueError(f"{name_or_path}/{ADAPTER_CONFIG_FILE} names no base model (base_model_name_or_path)")
+    check_base(name_or_path, base)
     base_model = _load_language_model(auto_class, base, dtype, kwargs)
     try:
         found = load_peft_weights(name_or_path, device="cpu")
@@ -180,6 +183,8 @@ class _ModelWithValueHead(nn.Module):
         adapters that make sequences longer (prompt tuning and similar kinds).
         """
         name = str(name_or_path)
+        if is_local_path(name) and not Path(name).is_dir():
+            raise ValueError(f"there is no folder {name}; give the folder of a model or a hub name")
         loaded: set[str] = set()
         if is_adapter(name):
             if peft_config is not None:
