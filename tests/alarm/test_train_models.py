@@ -174,7 +174,7 @@ def test_train_holistic_takes_pairs(base, architecture, world, fresh_accelerate,
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(world, fresh_accelerate, capsys, monkeypatch):
     from alarm import train_holistic
 
-    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", lambda a, b: (a - b).mean() * float("nan"))
+    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", lambda a, b: (a - b) * float("nan"))
     with pytest.raises(SystemExit) as stop:
         train_holistic.main(flags_of(world, "llama", "exploded"))
     assert stop.value.code == 2 and "the loss is nan after step 2; lower --lr" in capsys.readouterr().err

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
+from .weights import load_whole
+from .weights import some_names as _some
+
 VALUE_HEAD_FILE = "v_head.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 
@@ -32,11 +35,6 @@ def _find_file(name_or_path: str, filename: str) -> str | None:
     )
 
 
-def _some(names: Any, limit: int = 4) -> str:
-    names = sorted(str(name) for name in names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def _load_language_model(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict) -> nn.Module:
     """A language model whose every weight comes from its checkpoint."""
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
@@ -47,16 +45,7 @@ def _load_language_model(auto_class: type, name_or_path: str, dtype: Any, kwargs
         raise ValueError(f"{name_or_path} holds a {config.model_type} model, which is not {kind} language model")
     if dtype is not None:
         kwargs = {**kwargs, "dtype": dtype}
-    # mismatched shapes are let through here because the report below names them in one line
-    model, info = auto_class.from_pretrained(
-        name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{name_or_path} lacks weights of {type(model).__name__}: {_some(info['missing_keys'])}")
-    if info["mismatched_keys"]:
-        wrong = [f"{key[0]} ({tuple(key[1])} where {tuple(key[2])} is due)" for key in info["mismatched_keys"]]
-        raise ValueError(f"{name_or_path} holds weights of the wrong shape: {_some(wrong)}")
-    return model
+    return load_whole(auto_class, name_or_path, **kwargs)[0]
 
 
 def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict) -> nn.Module:
