@@ -73,15 +73,16 @@ def load_model(
 
 
 def load_start(model_class, path: str | Path, new_head: bool = False, **kwargs) -> PreTrainedModel:
-    """The float32 model that supervised training starts from; prints which weights of a head are new.
+    """The float32 model that supervised training starts from; prints which weights are new and which are left unused.
 
     new_head: a base model may get a new head. kwargs: to `from_pretrained`. Raises UserError like `load_model`.
     """
     with reported("the model", path):
         model, heads = load_whole(model_class, str(path), new_head=new_head, dtype=torch.float32, **kwargs)
-    if heads.new:
-        unused = f"; left unused: {some_names(heads.unused)}" if heads.unused else ""
-        process_state().print(f"new weights, which start at random: {some_names(heads.new)}{unused}")
+    if heads.new or heads.unused:
+        new = f"start at random: {some_names(heads.new)}" if heads.new else "all come from the checkpoint"
+        unused = f"; the checkpoint's {some_names(heads.unused)} are not used" if heads.unused else ""
+        process_state().print(f"weights of {type(model).__name__}: {new}{unused}")
     return model
 
 

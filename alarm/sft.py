@@ -41,7 +41,7 @@ def encode_pairs(
 
 def target_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
     """Cross-entropy at the target tokens of a batch, EOS included; each token counts one."""
-    # with labels the model would compute a loss of its own, which is needed only if it makes its decoder's input of them
+    # given labels the model computes a loss too; some models need them to make the decoder's input
     inputs = {name: value for name, value in batch.items() if name != "labels" or "decoder_input_ids" not in batch}
     return token_losses(model(**inputs).logits, batch["labels"])
 

@@ -70,7 +70,10 @@ def check_training(args: argparse.Namespace) -> None:
 
 
 def leave_out_shared(train: list[Example], dev: list[Example], question: Callable[[Example], str]) -> list[Example]:
-    """The training examples whose question is not in `dev`; prints how many questions were. UserError if none is left."""
+    """The training examples whose question `dev` does not ask; prints how many questions were left out.
+
+    Raises UserError if none is left.
+    """
     kept, shared = without_shared(train, dev, question)
     if shared:
         process_state().print(f"warning: the dev file asks {shared} of the training questions; not trained on")
@@ -183,7 +186,7 @@ def fit(
             super().log(logs, *args, **kwargs)
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-            """No loss but each item's part of it, which transformers gathers without what it repeats to fill batches."""
+            """Each item's part of the loss, which transformers gathers without the items it repeats to fill batches."""
             inputs = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
                 found = loss(model, inputs)

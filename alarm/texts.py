@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -19,9 +20,19 @@ def question_key(text: str) -> str:
     of punctuation alone keeps it.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    shown = [letter for letter in folded if unicodedata.category(letter) != "Cf"]
-    words = "".join(" " if unicodedata.category(letter)[0] == "P" else letter for letter in shown).split()
-    return " ".join(words or "".join(shown).split())
+    return " ".join("".join(map(_plain, folded)).split() or folded.split())
+
+
+@functools.cache
+def _plain(letter: str) -> str:
+    category = unicodedata.category(letter)
+    return "" if category == "Cf" else " " if category[0] == "P" else letter
+
+
+def one_spelling(texts: Iterable[str]) -> list[str]:
+    """Each text, or the first of those before it that ask the same (`question_key`)."""
+    first: dict[str, str] = {}
+    return [first.setdefault(question_key(text), text) for text in texts]
 
 
 def answer_key(text: str) -> str:

@@ -93,7 +93,8 @@ def check_weights(
     if wrong:
         listed = some_names(f"{key} ({found} where {due} is due)" for key, (found, due) in wrong.items())
         raise WeightsError(
-            f"{name} holds weights of the wrong shape: {listed}; give a checkpoint with the config.json it was saved with"
+            f"{name} holds weights of the wrong shape: {listed}; "
+            "give a checkpoint with the config.json it was saved with"
         )
     have = {_part(key, body) for key in model.state_dict() if key not in new}
     unplaced = {key for key in extra if _part(key, body) in have}
