@@ -179,7 +179,7 @@ def closed_texts(folder: Path, pad: str | None, build=LlamaForSequenceClassifica
 
 
 def read_alone(folder: Path, build, rows: list[list[int]], at: int = -1) -> list[float]:
-    """The head's value at the last token of each row (or another), without padding and without the classifier's own reading."""
+    """The head's value at the last token of each row, or another, without padding and the classifier's own reading."""
     model = build.from_pretrained(folder).eval()
     head = next(part for part in model.children() if isinstance(part, torch.nn.Linear))
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -50,7 +51,7 @@ def answers(tmp_path_factory):
 
 def sft_words(answers, out, batch_size: int, lr: str) -> list[str]:
     flags = {"model_path": T5, "train_file": answers / "train.json", "dev_file": answers / "dev.json", "save_dir": out}
-    flags |= {"batch_size": batch_size, "lr": lr, "max_steps": 1, "max_generated_len": 100}
+    flags |= {"batch_size": batch_size, "lr": lr, "max_steps": 1, "max_generated_len": 400}
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
 
 
@@ -68,6 +69,13 @@ def token_mean(folder, rows: list[dict]) -> float:
     return total / count
 
 
+def without_dropout(folder):
+    shutil.copytree(T5, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"dropout_rate": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def epochs_of(folder) -> list[dict]:
     return json.loads((folder / "metrics.json").read_text())["epochs"]
 
@@ -83,11 +91,7 @@ def test_the_loss_of_sft_is_the_token_mean_whatever_the_batch_size(answers, tmp_
 
 def test_the_training_loss_is_the_token_mean_of_the_epoch(answers, tmp_path, fresh_accelerate):
     """Steps of two rows of other lengths: their mean is not the mean of the steps' means. No dropout, next to no lr."""
-    import shutil
-
-    base = shutil.copytree(T5, tmp_path / "t5")
-    config = json.loads((base / "config.json").read_text()) | {"dropout_rate": 0.0}
-    (base / "config.json").write_text(json.dumps(config))
+    base = without_dropout(tmp_path / "t5")
     words = sft_words(answers, tmp_path / "out", 2, "1e-12")
     words[words.index("--max_steps") + 1] = "4"
     load_script("long-form-QA/train_sft.py").main([*words, "--model_path", str(base)])
@@ -109,11 +113,7 @@ def test_the_kept_epoch_is_the_one_of_least_token_mean(answers, tmp_path, fresh_
 @pytest.mark.slow
 def test_two_processes_train_and_measure_like_one(answers, tmp_path, fresh_accelerate):
     """Two batches of four rows are one of eight, and seven dev rows are seven, though transformers repeats one."""
-    import shutil
-
-    base = shutil.copytree(T5, tmp_path / "t5")
-    config = json.loads((base / "config.json").read_text()) | {"dropout_rate": 0.0}
-    (base / "config.json").write_text(json.dumps(config))
+    base = without_dropout(tmp_path / "t5")
     one, two = tmp_path / "one", tmp_path / "two"
     load_script("long-form-QA/train_sft.py").main([*sft_words(answers, one, 8, "1e-3"), "--model_path", str(base)])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
