@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helpers import ROOT, load_script
 
@@ -121,8 +123,6 @@ def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
 
 
 def test_train_holistic_writes_the_ultrarm_layout(world, fresh_accelerate):
-    from safetensors.torch import load_file
-
     from alarm import train_holistic
     from alarm.holistic import HolisticModel
 
@@ -142,6 +142,98 @@ def test_train_holistic_writes_the_ultrarm_layout(world, fresh_accelerate):
     scores = HolisticModel.load(folder).score(prompts, answers, max_length=1230, batch_size=4)
     assert scores.mean().item() == pytest.approx(metrics["score_mean"], abs=1e-5)
     assert scores.std().item() == pytest.approx(metrics["score_std"], abs=1e-5)
+
+
+# --- the weights to start from ---------------------------------------------------------------------------------------
+
+
+def rm_words(aspect: str) -> list[str]:
+    return ["--aspect", aspect, "--splitter", "sentencizer"]
+
+
+def run_of(script: str, world, base: str, save_dir: str):
+    """main() of a script and the words that start it from `base`."""
+    if script == "train_holistic":
+        from alarm import train_holistic
+
+        return train_holistic.main, flags_of(world, base, save_dir)
+    if script == "MT/train_sft.py":
+        rows = [{"translation": {"es": f"uno {i}", "en": f"one {i}"}} for i in range(8)]
+        words = flags_of(world, base, save_dir, feedback=False)
+        for split, part in (("train", rows[:5]), ("dev", rows[5:])):
+            (world / f"mt-{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
+            words[words.index(f"--{split}_file") + 1] = str(world / f"mt-{split}.jsonl")
+        return load_script(script).main, words
+    if script == "long-form-QA/train_sft.py":
+        return load_script(script).main, flags_of(world, base, save_dir, feedback=False)
+    script, aspect = script.split()
+    return load_script(script).main, [*flags_of(world, base, save_dir), *rm_words(aspect)]
+
+
+STARTS = [
+    ("long-form-QA/train_sft.py", "t5"),
+    ("MT/train_sft.py", "t5"),
+    ("long-form-QA/train_rm.py relevance", "longformer"),
+    ("long-form-QA/train_rm.py factuality", "longformer"),
+    ("long-form-QA/train_rm.py completeness", "longformer"),
+    ("train_holistic", "llama"),
+    ("train_holistic", "longformer"),
+]
+
+
+def broken(world, base: str, damage: str) -> str:
+    """A copy of a base model whose weights do not fit; -> its name."""
+    name = f"{base}-{damage.strip('.')}"
+    if not (world / "base" / name).exists():
+        shutil.copytree(world / "base" / base, world / "base" / name)
+        path = world / "base" / name / "model.safetensors"
+        weights = load_file(path)
+        if damage == "lost":
+            weights = {key: tensor for key, tensor in weights.items() if ".0." not in key}
+        else:
+            weights = {damage + key: tensor for key, tensor in weights.items()}
+        save_file(weights, path, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("damage", ["module.", "_orig_mod.", "lost"])
+@pytest.mark.parametrize(("script", "base"), STARTS)
+def test_no_script_starts_from_random_weights(script, base, damage, world, fresh_accelerate, capsys):
+    main, words = run_of(script, world, broken(world, base, damage), "unwritten")
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2 and len(lines) == 1
+    assert (f"strip the prefix '{damage}'" if damage != "lost" else ".0.") in lines[0]
+    assert not (world / "unwritten").exists() and not list(world.glob(".unwritten*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "base", "head"),
+    [
+        ("long-form-QA/train_rm.py relevance", "longformer", "classifier.weight"),
+        ("long-form-QA/train_rm.py completeness", "longformer", "classifier.dense.weight"),
+        ("train_holistic", "llama", "regression_head.weight"),
+        ("long-form-QA/train_sft.py", "t5", None),
+    ],
+)
+def test_a_new_head_is_reported_in_one_line(script, base, head, world, fresh_accelerate, capsys):
+    main, words = run_of(script, world, base, f"headed-{base}-{len(script)}")
+    main(words)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "start at random" in line]
+    assert len(lines) == (0 if head is None else 1) and all(head in line for line in lines)
+
+
+def test_an_encoder_alone_is_no_start_for_sft(world, fresh_accelerate, capsys):
+    from transformers import T5EncoderModel
+
+    folder = shutil.copytree(world / "base" / "t5", world / "base" / "encoder")
+    T5EncoderModel.from_pretrained(folder).save_pretrained(folder)
+    main, words = run_of("long-form-QA/train_sft.py", world, "encoder", "unwritten")
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "decoder.block.0" in capsys.readouterr().err
+    assert not (world / "unwritten").exists()
 
 
 def write_pairs(path, prompts) -> str:
