@@ -22,11 +22,12 @@ def at_last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
     return values[torch.arange(len(values), device=values.device), last]
 
 
-def read_by_mask(model: PreTrainedModel) -> None:
+def read_by_mask(model: PreTrainedModel, pad_id: int) -> None:
     """Let a decoder-only sequence classifier read the last real token by the attention mask, which it must be given.
 
     By itself it reads the last token that is not the padding id, and so too early if texts end in that id.
-    Changes `model` in place, but neither its weights nor what it saves; other classifiers stay as they are.
+    Changes `model` in place, but no weight; other classifiers stay as they are. `pad_id` goes into its config, without
+    which it refuses batches.
     """
     labels = model.config.num_labels
     heads = [
@@ -37,12 +38,13 @@ def read_by_mask(model: PreTrainedModel) -> None:
         head.kept = logits  # on the module, because nn.DataParallel runs copies of it side by side
 
     def choose(whole: nn.Module, _args, kwargs: dict, output):
-        logits = whole.get_submodule(heads[0]).__dict__.pop("kept")
+        logits = whole.get_submodule(heads[0]).__dict__.pop("kept", None)
         # a head that gives (B, T, C), of which the model picks one token, is of the decoder-only kind
-        if logits.dim() == 3:
+        if logits is not None and logits.dim() == 3:
             output.logits = at_last_token(logits, kwargs["attention_mask"])
         return output
 
+    model.config.pad_token_id = pad_id
     if heads:
         model.get_submodule(heads[0]).register_forward_hook(keep)
         model.register_forward_hook(choose, with_kwargs=True)
@@ -85,10 +87,7 @@ class HolisticModel:
             ),
             0,
         )
-        # classifiers of the decoder-only kind refuse batches without one, but do not read by it here
-        model.config.pad_token_id = self.pad_id
-        if not isinstance(model, LlamaRewardModel):
-            read_by_mask(model)
+        read_by_mask(model, self.pad_id)
 
     @classmethod
     def load(

@@ -256,6 +256,10 @@ def load_base(name: str, head: str) -> tuple[PretrainedConfig, PreTrainedTokeniz
     # the units of a token classifier are words, which byte-level tokenizers take only with a space in front of each
     extra = {"add_prefix_space": True} if head == "TokenClassification" else {}
     tokenizer = load_tokenizer(name, "the model", **extra)
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"{name} is a {config.model_type} model whose tokenizer has no padding token; give a Longformer"
+        )
     if head == "TokenClassification" and tokenizer.sep_token is None:
         raise UserError(
             f"{name} is a {config.model_type} model whose tokenizer has no separator token, at which units are judged; "
@@ -332,6 +336,7 @@ def _train_completeness(train, dev, splitter, args) -> dict:
     from transformers import AutoModelForSequenceClassification, set_seed
 
     from .checkpoints import load_start
+    from .holistic import read_by_mask
     from .longformer import accelerate_longformer
 
     set_seed(args.seed)
@@ -362,6 +367,7 @@ def _train_completeness(train, dev, splitter, args) -> dict:
     model = accelerate_longformer(
         load_start(AutoModelForSequenceClassification, args.model_path, new_head=True, num_labels=1)
     )
+    read_by_mask(model, tokenizer.pad_token_id)
 
     def finish(model: nn.Module, folder: Path) -> dict:
         found = measure_preferences(model, tokenizer.pad_token_id, score, encode, pairs["dev"], dev, args.batch_size)

@@ -179,7 +179,8 @@ def fit(
             return total[0] / self.accelerator.reduce(total[1], "mean")
 
         def log(self, logs, *args, **kwargs):
-            if "loss" in logs:  # transformers gives the mean of the steps' means
+            logs.pop("train_loss", None)  # of the whole run, as a mean of the steps' means
+            if "loss" in logs:  # transformers gives the same mean of an epoch
                 sums, weights = self.accelerator.reduce(self.trained, "sum")
                 logs["loss"] = (sums / weights).item()
                 self.trained = 0.0

@@ -232,6 +232,16 @@ def test_a_classifier_is_trained_where_it_is_read(pad, tmp_path, fresh_accelerat
     assert metrics["dev"]["log_loss"] == pytest.approx(np.logaddexp(0, scores[5:] - scores[:5]).mean(), abs=1e-5)
 
 
+def test_a_decoder_only_completeness_model_is_read_there_too(tmp_path):
+    from alarm.tasks.long_form_qa import TextScorer
+
+    folder = closed_texts(tmp_path / "comp_rm", "</s>")
+    scorer = TextScorer("completeness", tmp_path, "cpu", "float32", 2)
+    texts = ["why answer: because", "why answer: because short waves scatter more than long ones"]
+    rows = scorer.tokenizer(texts)["input_ids"]
+    assert scorer(texts) == pytest.approx(read_alone(folder, LlamaForSequenceClassification, rows), abs=1e-5)
+
+
 def test_an_encoder_keeps_its_own_reading(tmp_path):
     AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-comp_rm").save_pretrained(tmp_path)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from helpers import ROOT, load_script
 
@@ -40,7 +41,7 @@ def flags_of(world, base: str, save_dir: str, feedback: bool = True) -> list[str
 
 
 def test_train_sft_writes_a_whole_t5_folder(world, fresh_accelerate, capsys):
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
     load_script("long-form-QA/train_sft.py").main(flags_of(world, "t5", "sft", feedback=False))
     folder = world / "sft"
@@ -93,6 +94,7 @@ def test_train_rm_writes_what_scoring_loads(aspect, name, more, world, fresh_acc
     [
         ("relevance", "t5", {}, "tokenizer has no separator token"),
         ("relevance", "llama", {}, "tokenizer has no separator token"),
+        ("completeness", "unpadded", {}, "tokenizer has no padding token"),
         ("relevance", "longformer", {"--max_length": "9"}, "cut to 9 tokens no train input holds a labelled unit"),
         ("completeness", "longformer", {"--max_length": "9"}, "both answers of each of the"),
         ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "no relevance error: there is nothing to"),
@@ -110,6 +112,11 @@ def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
         whole = {"error type": "Irrelevant", "start": 0, "end": len(row["prediction 1"])}
         row["feedback"]["errors"] = [whole]
     (world / "irrelevant.json").write_text(json.dumps(rows["dev"]))
+    if base == "unpadded":
+        folder = shutil.copytree(world / "base" / "llama", world / "base" / base)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
     words = flags_of(world, base, "unwritten")
     for flag, value in change.items():
         words += [flag, str(world / value) if value.endswith(".json") else value]
@@ -271,6 +278,22 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(world, fresh_
         train_holistic.main(flags_of(world, "llama", "exploded"))
     assert stop.value.code == 2 and "the loss is nan after step 2; lower --lr" in capsys.readouterr().err
     assert not list(world.glob("*exploded*")) and not list(world.glob(".*exploded*"))
+
+
+def test_one_dev_pair_without_a_finite_loss_ends_the_run(world, fresh_accelerate, capsys, monkeypatch):
+    """A mean that leaves it out would keep an epoch that fails on it."""
+    from alarm import train_holistic
+
+    def loss(chosen, rejected):
+        return (rejected - chosen) * (float("nan") if len(chosen) == 1 else 1.0)
+
+    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", loss)
+    train, dev = write_pairs(world / "train-4.jsonl", range(4)), write_pairs(world / "dev-5.jsonl", range(10, 15))
+    flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "partly"), "--max_steps", "2"]
+    with pytest.raises(SystemExit) as stop:
+        train_holistic.main([*flags, "--batch_size", "2", "--train_file", train, "--dev_file", dev])
+    assert stop.value.code == 2 and "the loss is nan" in capsys.readouterr().err
+    assert not (world / "partly").exists()
 
 
 def test_a_dev_file_of_the_training_questions_is_refused(world, fresh_accelerate, capsys):
