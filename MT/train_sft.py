@@ -10,7 +10,7 @@ from alarm.errors import report_user_errors
 from alarm.files import write_json
 from alarm.flags import positive_int
 from alarm.launch import process_state
-from alarm.supervised import check_training, load_pretrained, training_parser
+from alarm.supervised import check_training, training_parser, warn_of_shared
 from alarm.tasks.translation import DATASET, prompt
 from alarm.translate import load_parts
 
@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_training(args)
     rows = load_parts({"train": args.train_file, "dev": args.dev_file}, args.dataset)
+    # Europarl repeats its formulas: what dev shares with training stays in training, else nobody would translate them
+    warn_of_shared(map(prompt, rows["train"]), map(prompt, rows["dev"]))
     pairs = {split: [(prompt(row), row["translation"]["en"]) for row in part] for split, part in rows.items()}
 
     from alarm.sft import train_seq2seq
@@ -42,13 +44,13 @@ def measure(dev: list[dict], args: argparse.Namespace) -> None:
     """BLEU and chrF of what was written to args.save_dir, added to its metrics.json."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+    from alarm.checkpoints import load_model
     from alarm.rollout import encode_prompts
     from alarm.translate import overlap_scores, translate
 
     state = process_state()
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.save_dir)
-    model = load_pretrained(AutoModelForSeq2SeqLM.from_pretrained, args.save_dir, dtype=args.dtype)
-    model.to(state.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.save_dir)
+    model = load_model(AutoModelForSeq2SeqLM, args.save_dir, "the trained model", state.device, args.dtype)
     prompts, _ = encode_prompts(tokenizer, dev, [prompt(row) for row in dev], args.max_len)
     scores = overlap_scores(
         translate(model, tokenizer, prompts, args.max_len, batch_size=64), [row["translation"]["en"] for row in dev]

@@ -12,7 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from trl.weights import WeightsError, load_whole, some_names
+
 from .errors import UserError
+from .launch import process_state
 
 # position ids start after the padding index in these
 _OFFSET_POSITIONS = ("roberta", "longformer", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
@@ -39,6 +42,8 @@ def reported(role: str, path: str | Path) -> Iterator[None]:
             yield
     except UserError:
         raise
+    except WeightsError as error:
+        raise UserError(f"{role} {error}") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -57,27 +62,28 @@ def load_model(
 ) -> PreTrainedModel:
     """`model_class.from_pretrained`, in eval mode on `device`.
 
-    Raises UserError where it cannot be read and where weights are missing or have another shape (extra ones are fine).
+    Raises UserError if it cannot be read, and by name if its weights do not fit (`trl.weights.check_weights`).
     `role`: what the message calls it.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     with reported(role, path):
         # straight to the device: a 13B model in the memory of the host, once per process, would be too much
-        model, info = model_class.from_pretrained(
-            str(path),
-            dtype=dtype,
-            device_map={"": torch.device(device)},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    absent = sorted({*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])})
-    if absent:
-        named = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-        raise UserError(
-            f"{role} {path} lacks the weights {named}, or holds them in another shape; "
-            f"give a checkpoint of the kind {type(model).__name__}"
-        )
+        model, _ = load_whole(model_class, str(path), dtype=dtype, device_map={"": torch.device(device)})
     return model.eval().requires_grad_(False)
+
+
+def load_start(model_class, path: str | Path, new_head: bool = False, **kwargs) -> PreTrainedModel:
+    """The float32 model that supervised training starts from; prints which weights are new and which are left unused.
+
+    new_head: a base model may get a new head. kwargs: to `from_pretrained`. Raises UserError like `load_model`.
+    """
+    with reported("the model", path):
+        model, heads = load_whole(model_class, str(path), new_head=new_head, dtype=torch.float32, **kwargs)
+    if heads.new or heads.unused:
+        new = f"start at random: {some_names(heads.new)}" if heads.new else "all come from the checkpoint"
+        unused = f"; the checkpoint's {some_names(heads.unused)} are not used" if heads.unused else ""
+        process_state().print(f"weights of {type(model).__name__}: {new}{unused}")
+    return model
 
 
 def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:

@@ -7,19 +7,17 @@ annotator's corrected answer, and compares four answers in pairs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .files import is_text, read_rows, require_fields
 from .tasks.long_form_qa import F_ERR, NF_ERR, NO_ERR
+from .texts import answer_key
 
 if TYPE_CHECKING:
     from .spans import Span, Splitter
-
-Example = TypeVar("Example")
 
 RELEVANCE_ERRORS = frozenset({"Irrelevant", "Redundant", "Incoherent"})
 FACTUALITY_ERRORS = frozenset({"Wrong-Grounding", "Unverifiable"})
@@ -105,28 +103,6 @@ def _read_row(row: dict, prompt: str, where: str) -> Feedback:
     )
 
 
-def without_shared(
-    train: list[Example], held_out: list[Example], question: Callable[[Example], str]
-) -> tuple[list[Example], int]:
-    """Training examples whose question is not also held out, and how many questions were.
-
-    Case and white space do not tell questions apart. Raises UserError where no training example is left.
-    """
-
-    def plain(example: Example) -> str:
-        return " ".join(question(example).casefold().split())
-
-    held = {plain(example) for example in held_out}
-    shared = held & {plain(example) for example in train}
-    kept = [example for example in train if plain(example) not in shared]
-    if not kept:
-        raise UserError(
-            f"the training and the dev file ask the same {len(shared)} questions, so nothing is left to train on; "
-            "give a dev file of other questions"
-        )
-    return kept, len(shared)
-
-
 # --- labels of text units --------------------------------------------------------------------------------------------
 
 
@@ -197,7 +173,7 @@ def completeness_pairs(row: Feedback, splitter: Splitter) -> list[Pair]:
     if not row.corrected:
         return []
     pairs = []
-    if row.missing and row.corrected != row.answers[0].strip():
+    if row.missing and answer_key(row.corrected) != answer_key(row.answers[0]):
         pairs.append(Pair(row.question, row.prompt, row.corrected, row.answers[0].strip(), "added"))
     sentences = splitter([row.corrected])[0]
     if len(sentences) > 1:

@@ -16,6 +16,40 @@ PROMPT_PART = "Human: {prompt}"
 ANSWER_PART = "\nAssistant: {answer}"
 
 
+def at_last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """values (B, T, C) at the last real token of each row, mask (B, T), padded on either side -> (B, C)."""
+    last = (attention_mask * torch.arange(values.shape[1], device=values.device)).argmax(dim=1)
+    return values[torch.arange(len(values), device=values.device), last]
+
+
+def read_by_mask(model: PreTrainedModel, pad_id: int) -> None:
+    """Let a decoder-only sequence classifier read the last real token by the attention mask, which it must be given.
+
+    By itself it reads the last token that is not the padding id, and so too early if texts end in that id.
+    Changes `model` in place, but no weight; other classifiers stay as they are. `pad_id` goes into its config, without
+    which it refuses batches.
+    """
+    labels = model.config.num_labels
+    heads = [
+        name for name, part in model.named_children() if isinstance(part, nn.Linear) and part.out_features == labels
+    ]
+
+    def keep(head: nn.Module, _args, logits: Tensor) -> None:
+        head.kept = logits  # on the module, because nn.DataParallel runs copies of it side by side
+
+    def choose(whole: nn.Module, _args, kwargs: dict, output):
+        logits = whole.get_submodule(heads[0]).__dict__.pop("kept", None)
+        # a head that gives (B, T, C), of which the model picks one token, is of the decoder-only kind
+        if logits is not None and logits.dim() == 3:
+            output.logits = at_last_token(logits, kwargs["attention_mask"])
+        return output
+
+    model.config.pad_token_id = pad_id
+    if heads:
+        model.get_submodule(heads[0]).register_forward_hook(keep)
+        model.register_forward_hook(choose, with_kwargs=True)
+
+
 class LlamaRewardModel(PreTrainedModel):
     """UltraRM's layout: a Llama body `model.*` and a linear read-out `regression_head.weight` (1, H), no bias."""
 
@@ -33,9 +67,7 @@ class LlamaRewardModel(PreTrainedModel):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """ids and mask (B, T), padded on either side -> rewards (B,) float32, read at the last real token."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        last = (attention_mask * positions).argmax(dim=1)
-        last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        last_hidden = at_last_token(hidden, attention_mask)
         # the read-out in float32, whatever the body runs in: a bfloat16 score near -5 has steps of 1/32
         return last_hidden.float() @ self.regression_head.weight[0].float()
 
@@ -55,8 +87,7 @@ class HolisticModel:
             ),
             0,
         )
-        # a classifier of the decoder-only kind finds the last real token by this id
-        model.config.pad_token_id = self.pad_id
+        read_by_mask(model, self.pad_id)
 
     @classmethod
     def load(

@@ -60,10 +60,16 @@ def encode_splits(
     max_tokens: int,
     sources: dict[str, str],
 ) -> dict[str, list[Prompt]]:
-    """The prompts of each split as the policy reads them; says how many, where from, and how many were cut."""
+    """The prompts of each split as the policy reads them; reports how many, where from, and how many were cut.
+
+    Warns of dev prompts that are trained on.
+    """
     from .launch import process_state
     from .rollout import encode_prompts
+    from .supervised import warn_of_shared
 
+    if {"train", "dev"} <= set(examples):
+        warn_of_shared(map(prompt_of, examples["train"]), map(prompt_of, examples["dev"]))
     prompts = {}
     for split, rows in examples.items():
         prompts[split], cut = encode_prompts(tokenizer, rows, [prompt_of(row) for row in rows], max_tokens)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .bootstrap import DRAWS, interval, resample
 from .feedback import Pair
+from .texts import one_spelling
 
 _BLOCK = 4_000_000  # weights in memory at a time
 
@@ -85,6 +86,7 @@ def classification_metrics(margins: list[float], is_error: list[bool], questions
 
     The baseline says for every unit what is most frequent among these very units, which is more than it could know.
     """
+    questions = one_spelling(questions)
     scores, true = np.array(margins, dtype=float), np.array(is_error, dtype=bool)
     said = scores > 0
     usual = bool(2 * true.sum() > len(true))
@@ -133,6 +135,7 @@ def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) 
     `score_gap`: mean of |chosen - rejected|, near 0 for a model that orders answers without telling them apart.
     """
     margins = np.array(chosen, dtype=float) - np.array(rejected, dtype=float)
+    asked = one_spelling(pair.question for pair in pairs)
     longer = np.array([len(pair.chosen.split()) - len(pair.rejected.split()) for pair in pairs], dtype=float)
 
     def measure(index: np.ndarray) -> dict:
@@ -153,7 +156,7 @@ def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) 
                 "score_gap": weighted_mean(np.abs(margins[index]), weights),
             }
 
-        questions = [pairs[i].question for i in index]
+        questions = [asked[i] for i in index]
         found = with_intervals(statistics, questions)
         length_rule = "longer" if by_length.mean() >= 0.5 else "shorter"
         return {
@@ -265,12 +268,13 @@ def calibration(pairs: list[Pair], chosen: list[float], rejected: list[float], b
     """
     margins = np.array(chosen, dtype=float) - np.array(rejected, dtype=float)
     predicted, hits = _sigmoid(np.abs(margins)), _wins(margins)
+    asked = one_spelling(pair.question for pair in pairs)
     parts = np.array_split(np.argsort(predicted, kind="stable"), max(1, min(bins, len(pairs) // 50)))
     table = []
     for part in parts:
         share = with_intervals(
             lambda weights, hit=hits[part]: {"observed": weighted_mean(hit, weights)},
-            [pairs[i].question for i in part],
+            [asked[i] for i in part],
         )["observed"]
         table.append(
             {

@@ -19,12 +19,11 @@ from .feedback import (
     factuality_labels,
     load_feedback,
     relevance_labels,
-    without_shared,
 )
 from .launch import process_state
 from .reward_metrics import classification_metrics, format_metrics, mean_and_deviation, pair_metrics, verdict
 from .spans import subsentence_spans
-from .supervised import fit, load_pretrained, share
+from .supervised import Losses, fit, leave_out_shared, share, token_losses
 from .tasks.long_form_qa import (
     F_ERR,
     LABELS,
@@ -35,6 +34,7 @@ from .tasks.long_form_qa import (
     relevance_context,
     unit_words,
 )
+from .texts import answer_key, question_key
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,14 +66,7 @@ def load_splits(args: argparse.Namespace) -> tuple[list[Feedback], list[Feedback
     """
     train = load_feedback(args.train_file, args.train_feedback_file)
     dev = load_feedback(args.dev_file, args.dev_feedback_file)
-    train, shared = without_shared(train, dev, lambda row: row.question)
-    say_shared(shared)
-    return train, dev
-
-
-def say_shared(shared: int) -> None:
-    if shared:
-        process_state().print(f"warning: the dev file asks {shared} of the training questions; not trained on")
+    return leave_out_shared(train, dev, lambda row: row.question), dev
 
 
 def set_aside(items: list[dict], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
@@ -81,7 +74,7 @@ def set_aside(items: list[dict], args: argparse.Namespace) -> tuple[list[dict], 
 
     None are set aside where there is one epoch, or one question, and so nothing to choose.
     """
-    questions = list(dict.fromkeys(item["question"] for item in items))
+    questions = list(dict.fromkeys(question_key(item["question"]) for item in items))
     steps_an_epoch = math.ceil(len(items) / (args.batch_size * process_state().num_processes))
     epochs = args.max_steps / steps_an_epoch if args.max_steps else args.num_epochs
     if not args.selection_share or epochs <= 1 or len(questions) < 2:
@@ -89,7 +82,10 @@ def set_aside(items: list[dict], args: argparse.Namespace) -> tuple[list[dict], 
     count = max(1, round(args.selection_share * len(questions)))
     chosen = set(random.Random(args.seed).sample(questions, count))
     process_state().print(f"{count} of the {len(questions)} training questions choose the epoch")
-    return [i for i in items if i["question"] not in chosen], [i for i in items if i["question"] in chosen]
+    sides: tuple[list[dict], list[dict]] = ([], [])
+    for item in items:
+        sides[question_key(item["question"]) in chosen].append(item)
+    return sides
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,11 @@ def encode_training_pairs(encode: Encode, pairs: list[Pair], max_length: int) ->
     Raises UserError where none is left.
     """
     items = encode_pairs(encode, pairs)
-    told_apart = [item for item in items if item["input_ids"] != item["rejected_ids"]]
+    told_apart = [
+        item
+        for item, pair in zip(items, pairs, strict=True)
+        if item["input_ids"] != item["rejected_ids"] and answer_key(pair.chosen) != answer_key(pair.rejected)
+    ]
     if not told_apart:
         raise UserError(
             f"cut to {max_length} tokens both answers of each of the {len(items)} training pairs read the same; "
@@ -176,10 +176,10 @@ def encode_training_pairs(encode: Encode, pairs: list[Pair], max_length: int) ->
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Mean of -log sigmoid(chosen - rejected); scores (B,) -> ()."""
+    """-log sigmoid(chosen - rejected) of each pair; scores (B,) -> (B,)."""
     from torch.nn.functional import logsigmoid
 
-    return -logsigmoid(chosen - rejected).mean()
+    return -logsigmoid(chosen - rejected)
 
 
 def collate_pairs(tokenizer):
@@ -193,11 +193,12 @@ def collate_pairs(tokenizer):
 
 
 def pair_loss(score: Score):
-    """The Bradley-Terry loss of a batch from `collate_pairs`; `score(model, batch)` -> (2B,)."""
+    """The Bradley-Terry losses of a batch from `collate_pairs`, a pair counting one; `score(model, batch)` -> (2B,)."""
 
-    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
         chosen, rejected = score(model, batch).float().chunk(2)
-        return bradley_terry_loss(chosen, rejected)
+        sums = bradley_terry_loss(chosen, rejected)
+        return Losses(sums, sums.new_ones(len(sums)))
 
     return loss
 
@@ -211,14 +212,11 @@ def balanced_weights(items: list[dict]) -> list[float]:
 
 
 def unit_loss(class_weights: list[float] | None):
-    """Cross-entropy at the labelled separators of a batch, weighted by class where weights are given."""
+    """Cross-entropy at the labelled separators of a batch; a unit counts as its class weighs, or one."""
 
-    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-        weights = None if class_weights is None else logits.new_tensor(class_weights)
-        return cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), weights, ignore_index=IGNORED)
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return token_losses(logits, batch["labels"], class_weights)
 
     return loss
 
@@ -246,9 +244,9 @@ def load_base(name: str, head: str) -> tuple[PretrainedConfig, PreTrainedTokeniz
     """
     import transformers
 
-    from .checkpoints import load_tokenizer
+    from .checkpoints import load_config, load_tokenizer
 
-    config = load_pretrained(transformers.AutoConfig.from_pretrained, name)
+    config = load_config(name, "the model")
     mapping = {
         "TokenClassification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
         "SequenceClassification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -258,6 +256,10 @@ def load_base(name: str, head: str) -> tuple[PretrainedConfig, PreTrainedTokeniz
     # the units of a token classifier are words, which byte-level tokenizers take only with a space in front of each
     extra = {"add_prefix_space": True} if head == "TokenClassification" else {}
     tokenizer = load_tokenizer(name, "the model", **extra)
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"{name} is a {config.model_type} model whose tokenizer has no padding token; give a Longformer"
+        )
     if head == "TokenClassification" and tokenizer.sep_token is None:
         raise UserError(
             f"{name} is a {config.model_type} model whose tokenizer has no separator token, at which units are judged; "
@@ -276,6 +278,7 @@ def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, a
 def _train_units(aspect, train, dev, splitter, args) -> dict:
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, set_seed
 
+    from .checkpoints import load_start
     from .longformer import accelerate_longformer
 
     set_seed(args.seed)
@@ -299,10 +302,10 @@ def _train_units(aspect, train, dev, splitter, args) -> dict:
             raise UserError(f"the training feedback holds no {absent}: there is nothing to tell apart; give more")
 
     model = accelerate_longformer(
-        load_pretrained(
-            AutoModelForTokenClassification.from_pretrained,
+        load_start(
+            AutoModelForTokenClassification,
             args.model_path,
-            dtype="float32",
+            new_head=True,
             num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={name: number for number, name in enumerate(LABELS)},
@@ -332,6 +335,8 @@ def _train_units(aspect, train, dev, splitter, args) -> dict:
 def _train_completeness(train, dev, splitter, args) -> dict:
     from transformers import AutoModelForSequenceClassification, set_seed
 
+    from .checkpoints import load_start
+    from .holistic import read_by_mask
     from .longformer import accelerate_longformer
 
     set_seed(args.seed)
@@ -360,10 +365,9 @@ def _train_completeness(train, dev, splitter, args) -> dict:
     _say("train and dev", f"{len(items)} and {len(pairs['dev'])} pairs", cut, max_length)
 
     model = accelerate_longformer(
-        load_pretrained(
-            AutoModelForSequenceClassification.from_pretrained, args.model_path, dtype="float32", num_labels=1
-        )
+        load_start(AutoModelForSequenceClassification, args.model_path, new_head=True, num_labels=1)
     )
+    read_by_mask(model, tokenizer.pad_token_id)
 
     def finish(model: nn.Module, folder: Path) -> dict:
         found = measure_preferences(model, tokenizer.pad_token_id, score, encode, pairs["dev"], dev, args.batch_size)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .launch import process_state
-from .supervised import fit, load_pretrained
+from .supervised import Losses, fit, token_losses
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 
@@ -38,6 +39,13 @@ def encode_pairs(
     return Encoded(items, cut_prompts, cut_targets)
 
 
+def target_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
+    """Cross-entropy at the target tokens of a batch, EOS included; each token counts one."""
+    # given labels the model computes a loss too; some models need them to make the decoder's input
+    inputs = {name: value for name, value in batch.items() if name != "labels" or "decoder_input_ids" not in batch}
+    return token_losses(model(**inputs).logits, batch["labels"])
+
+
 def train_seq2seq(
     train: list[tuple[str, str]],
     dev: list[tuple[str, str]],
@@ -54,9 +62,12 @@ def train_seq2seq(
 
     from trl.generation import describe_unused, keep_special_tokens
 
+    from .checkpoints import load_start, reported
+
     set_seed(args.seed)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, args.model_path)
-    model = load_pretrained(AutoModelForSeq2SeqLM.from_pretrained, args.model_path, dtype="float32")
+    with reported("the tokenizer of the model", args.model_path):
+        tokenizer = AutoTokenizer.from_pretrained(args.model_path)
+    model = load_start(AutoModelForSeq2SeqLM, args.model_path)
     if unused := describe_unused(model):
         process_state().print(unused)
     keep_special_tokens(model)
@@ -75,4 +86,5 @@ def train_seq2seq(
         encoded["dev"].items,
         DataCollatorForSeq2Seq(tokenizer, model=model),
         args,
+        target_loss,
     )

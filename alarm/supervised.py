@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from .errors import UserError
 from .files import check_writable, write_json
 from .flags import TRACKERS, check_model_name, finite_float, parser, positive_float, positive_int, seed_value
 from .launch import check_launch, process_state
+from .texts import Example, question_key, shared_questions, without_shared
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,12 +70,50 @@ def check_training(args: argparse.Namespace) -> None:
     check_model_name(args.model_path, "--model_path")
 
 
-def load_pretrained(load: Callable, name: str, **kwargs):
-    """Call a `from_pretrained`; what it cannot find or read becomes a UserError of one line."""
-    from .checkpoints import reported
+def leave_out_shared(train: list[Example], dev: list[Example], question: Callable[[Example], str]) -> list[Example]:
+    """The training examples whose question `dev` does not ask; prints how many questions were left out.
 
-    with reported("the model", name):
-        return load(name, **kwargs)
+    Raises UserError if none is left.
+    """
+    kept, shared = without_shared(train, dev, question)
+    if shared:
+        process_state().print(f"warning: the dev file asks {shared} of the training questions; not trained on")
+    return kept
+
+
+def warn_of_shared(train: Iterable[str], dev: Iterable[str]) -> None:
+    """Print how many of the dev prompts are also trained on, if some are."""
+    dev = list(dev)
+    shared = shared_questions(train, dev)
+    count = sum(question_key(text) in shared for text in dev)
+    if count:
+        process_state().print(
+            f"warning: {count} of the {len(dev)} dev prompts are training prompts too; they stay in training, "
+            "so dev results are a little too good"
+        )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What each of the B items of a batch adds to the loss. An item may hold many tokens or units, or one pair."""
+
+    sums: Tensor  # (B,) float32, over what an item holds: weight * loss
+    weights: Tensor  # (B,) float32, the sum of these weights
+
+
+def token_losses(logits: Tensor, labels: Tensor, class_weights: list[float] | None = None) -> Losses:
+    """Cross-entropy at each label that is not -100, weighted by its class, or by one.
+
+    logits (B, T, C), labels (B, T) int64, class_weights: C numbers.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    found = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 where ignored
+    weights = (labels != -100).float()
+    if class_weights is not None:
+        weights = weights * torch.tensor(class_weights, device=labels.device)[labels.clamp(min=0)]
+    return Losses((found * weights).sum(dim=1), weights.sum(dim=1))
 
 
 @dataclass(frozen=True)
@@ -105,14 +144,16 @@ def fit(
     evaluation: list[dict],
     collate: Callable[[list[dict]], dict[str, Tensor]],
     args: argparse.Namespace,
-    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None,
+    loss: Callable[[nn.Module, dict[str, Tensor]], Losses],
     finish: Callable[[nn.Module, Path], dict] | None = None,
     keep_last: bool = False,
 ) -> dict:
     """Train `model` in place and write `args.save_dir` whole, with the epoch of least loss on `evaluation`.
 
-    Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` stands
-    in for the model's own loss. keep_last: write the last epoch, whatever its loss. `finish(model, folder)` measures
+    Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` gives
+    what each item adds. A training step takes the mean over the batches of all processes; the losses shown, by which
+    the epoch is chosen, are means over the whole data, whatever the batches. keep_last: write the last epoch, whatever
+    its loss. `finish(model, folder)` measures
     the kept weights and may add files to the folder that becomes `args.save_dir` (main process only); what it returns
     is written to metrics.json beside the epochs and given back. Raises UserError for a loss that is not finite.
     """
@@ -129,16 +170,29 @@ def fit(
     state.wait_for_everyone()
 
     class SupervisedTrainer(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if loss is None:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            value = loss(model, inputs)
-            return (value, None) if return_outputs else value
+        trained: Tensor | float = 0.0  # (2,) float64: sum and weight of this process's losses since the last log
+
+        def compute_loss(self, model, inputs, **_):
+            """The mean over the union of all processes' batches, once DDP has averaged the gradients."""
+            found = loss(model, inputs)
+            total = torch.stack([found.sums.sum(), found.weights.sum()])
+            self.trained = self.trained + total.detach().double()
+            return total[0] / self.accelerator.reduce(total[1], "mean")
+
+        def log(self, logs, *args, **kwargs):
+            logs.pop("train_loss", None)  # of the whole run, as a mean of the steps' means
+            if "loss" in logs:  # transformers gives the same mean of an epoch
+                sums, weights = self.accelerator.reduce(self.trained, "sum")
+                logs["loss"] = (sums / weights).item()
+                self.trained = 0.0
+            super().log(logs, *args, **kwargs)
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            """Each item's part of the loss, which transformers gathers without the items it repeats to fill batches."""
             inputs = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
-                return self.compute_loss(model, inputs).detach().mean(), None, None
+                found = loss(model, inputs)
+            return None, found.sums, found.weights
 
     class Watch(TrainerCallback):
         """Seconds at each evaluation; stop at a loss that is not finite."""
@@ -188,6 +242,9 @@ def fit(
         eval_dataset=evaluation,
         processing_class=tokenizer,
         callbacks=[watch],
+        compute_metrics=lambda found: {
+            "loss": float(found.predictions.sum(dtype="float64") / found.label_ids.sum(dtype="float64"))
+        },
     )
     try:
         trainer.train()

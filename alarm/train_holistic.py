@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, report_user_errors
-from .feedback import Feedback, Pair, load_feedback, load_pairs, preference_pairs, without_shared
+from .feedback import Feedback, Pair, load_feedback, load_pairs, preference_pairs
 from .flags import positive_int
 from .launch import process_state
-from .reward_training import add_selection_flag, say_shared
-from .supervised import check_training, load_pretrained, training_parser
+from .reward_training import add_selection_flag
+from .supervised import check_training, leave_out_shared, training_parser
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     check_training(args)
     train, _ = load_split(args.train_file, args.train_feedback_file)
     dev, dev_rows = load_split(args.dev_file, args.dev_feedback_file)
-    train, shared = without_shared(train, dev, lambda pair: pair.question)
-    say_shared(shared)
+    train = leave_out_shared(train, dev, lambda pair: pair.question)
     train_preferences(train, dev, dev_rows, args)
 
 
@@ -70,23 +69,22 @@ def check_classifier(config: PretrainedConfig, name: str) -> bool:
 
 def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: argparse.Namespace) -> dict:
     """Train from a Llama (UltraRM layout) or any sequence classifier; write `args.save_dir`, return the metrics."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
 
-    from .checkpoints import load_tokenizer
+    from .checkpoints import load_config, load_start, load_tokenizer
     from .holistic import HolisticModel, LlamaRewardModel
     from .reward_metrics import calibration, draw_calibration, format_calibration, format_metrics, pair_metrics, verdict
     from .reward_training import encode_pairs, encode_training_pairs, fit_pairs, length_limit, measure_preferences
 
     set_seed(args.seed)
     show = process_state().print
-    config = load_pretrained(AutoConfig.from_pretrained, args.model_path)
+    config = load_config(args.model_path, "the model")
     ultra = check_classifier(config, args.model_path)
     tokenizer = load_tokenizer(args.model_path, "the model")
     if ultra:
-        model = load_pretrained(LlamaRewardModel.from_pretrained, args.model_path, dtype="float32")
+        model = load_start(LlamaRewardModel, args.model_path, new_head=True)
     else:
-        load = AutoModelForSequenceClassification.from_pretrained
-        model = load_pretrained(load, args.model_path, dtype="float32", num_labels=1)
+        model = load_start(AutoModelForSequenceClassification, args.model_path, new_head=True, num_labels=1)
     reader = HolisticModel(model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(reader.pad_id)

@@ -9,7 +9,7 @@ from pathlib import Path
 from alarm.errors import UserError, report_user_errors
 from alarm.files import read_rows, require_fields, require_texts
 from alarm.flags import positive_int
-from alarm.supervised import check_training, training_parser
+from alarm.supervised import check_training, leave_out_shared, training_parser
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
 
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_training(args)
     train, dev = load_pairs(args.train_file), load_pairs(args.dev_file)
+    train = leave_out_shared(train, dev, lambda pair: pair[0])
 
     from alarm.sft import train_seq2seq
 

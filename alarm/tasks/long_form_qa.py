@@ -225,7 +225,10 @@ class TextScorer(_RewardModel):
     def __init__(self, name: str, reward_model_dir: str | Path, device, dtype, batch_size: int):
         from transformers import AutoModelForSequenceClassification
 
+        from ..holistic import read_by_mask
+
         super().__init__(name, AutoModelForSequenceClassification, reward_model_dir, device, dtype, batch_size)
+        read_by_mask(self.model, self.tokenizer.pad_token_id)
 
     def __call__(self, texts: list[str]) -> list[float]:
         """N texts -> N raw scores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    CTRLConfig,
+    CTRLForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    LlamaConfig,
     LlamaForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -141,13 +150,119 @@ def test_decoder_only_sequence_classifiers(build, tmp_path):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def copy(tmp_path: Path) -> Path:
+SIZES = {"vocab_size": 1032, "num_labels": 1, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = SIZES | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+DECODERS = {
+    LlamaForSequenceClassification: LlamaConfig(**SMALL),
+    Qwen2ForSequenceClassification: Qwen2Config(**SMALL, num_key_value_heads=2),
+    GPT2ForSequenceClassification: GPT2Config(**SIZES, n_positions=256, n_embd=16, n_layer=1, n_head=2),
+    # its head has another name
+    CTRLForSequenceClassification: CTRLConfig(**SIZES, n_positions=256, n_embd=16, dff=16, n_layer=1, n_head=2),
+}
+
+
+def closed_texts(folder: Path, pad: str | None, build=LlamaForSequenceClassification) -> Path:
+    """A classifier whose tokenizer ends each text with EOS, and pads with `pad`."""
+    tokenizer = AutoTokenizer.from_pretrained(ULTRARM)
+    ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = copy.deepcopy(DECODERS[build])
+    config.pad_token_id = tokenizer.pad_token_id
+    model = build(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # an EOS embedding too, which is zero if it pads
+    model.save_pretrained(folder)
+    return folder
+
+
+def read_alone(folder: Path, build, rows: list[list[int]], at: int = -1) -> list[float]:
+    """The head's value at the last token of each row, or another, without padding and the classifier's own reading."""
+    model = build.from_pretrained(folder).eval()
+    head = next(part for part in model.children() if isinstance(part, torch.nn.Linear))
+    with torch.inference_mode():
+        return [head(model.base_model(torch.tensor([row])).last_hidden_state[0, at]).item() for row in rows]
+
+
+@pytest.mark.parametrize("build", DECODERS)
+@pytest.mark.parametrize("pad", [None, "</s>", "<unk>"])
+def test_a_classifier_is_read_at_its_last_real_token(build, pad, tmp_path):
+    """Also if that token is the padding id, as EOS is where nothing else pads, or if the text ends in it."""
+    folder = closed_texts(tmp_path, pad, build)
+    model = HolisticModel.load(folder)
+    saved = (folder / "config.json").read_text()
+    answers = ["Because.", "Because short waves scatter more than long ones.", "It ends<unk><unk>", "So</s></s>"]
+    prompts = ["Why is the sky blue?"] * len(answers)
+    rows = model.encode(prompts, answers, 200)
+    assert {row[-1] for row in rows} == {model.tokenizer.eos_token_id}
+    expected = read_alone(folder, build, rows)
+    assert model.score(prompts, answers, 200, 4).tolist() == pytest.approx(expected, abs=1e-5)
+    assert np.abs(np.subtract(expected, read_alone(folder, build, rows, at=-2)))[:3].min() > 1e-3
+    # the padding id decides nothing, and what is saved is what was loaded
+    model.model.config.pad_token_id = rows[0][-1]
+    assert model.score(prompts, answers, 200, 2).tolist() == pytest.approx(expected, abs=1e-5)
+    assert (folder / "config.json").read_text() == saved
+
+
+@pytest.mark.parametrize("pad", [None, "<unk>"])
+def test_a_classifier_is_trained_where_it_is_read(pad, tmp_path, fresh_accelerate):
+    """The loss and the scores of train_holistic, by hand from what it wrote."""
+    from alarm import train_holistic
+
+    folder = closed_texts(tmp_path / "base", pad)
+    files = {}
+    for split, count in (("train", 6), ("dev", 5)):
+        pairs = [
+            {"prompt": f"{split} {i}?", "chosen": "good " * (i + 1), "rejected": "It is bad."} for i in range(count)
+        ]
+        files[split] = tmp_path / f"{split}.json"
+        files[split].write_text(json.dumps(pairs))
+    out = tmp_path / "out"
+    words = ["--model_path", folder, "--save_dir", out, "--train_file", files["train"], "--dev_file", files["dev"]]
+    train_holistic.main([*map(str, words), "--batch_size", "3", "--lr", "1e-2", "--max_steps", "4"])
+    metrics = json.loads((out / "metrics.json").read_text())
+
+    pairs = json.loads(files["dev"].read_text())
+    encode = HolisticModel.load(out).encode
+    rows = [encode([pair["prompt"]], [pair[side]], 200)[0] for side in ("chosen", "rejected") for pair in pairs]
+    scores = np.array(read_alone(out, LlamaForSequenceClassification, rows))
+    assert metrics["score_mean"] == pytest.approx(scores.mean(), abs=1e-5)
+    assert metrics["dev"]["log_loss"] == pytest.approx(np.logaddexp(0, scores[5:] - scores[:5]).mean(), abs=1e-5)
+
+
+def test_a_decoder_only_completeness_model_is_read_there_too(tmp_path):
+    from alarm.tasks.long_form_qa import TextScorer
+
+    folder = closed_texts(tmp_path / "comp_rm", "</s>")
+    scorer = TextScorer("completeness", tmp_path, "cpu", "float32", 2)
+    texts = ["why answer: because", "why answer: because short waves scatter more than long ones"]
+    rows = scorer.tokenizer(texts)["input_ids"]
+    assert scorer(texts) == pytest.approx(read_alone(folder, LlamaForSequenceClassification, rows), abs=1e-5)
+
+
+def test_an_encoder_keeps_its_own_reading(tmp_path):
+    AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-comp_rm").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=4000, **sizes, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    model = HolisticModel.load(tmp_path)
+    [row] = model.encode(["Why?"], ["Because."], 100)
+    plain = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        expected = plain(torch.tensor([row])).logits[0, 0].item()
+    assert model.score(["Why?"], ["Because."], 100, 1).item() == pytest.approx(expected, abs=1e-6)
+
+
+def copied(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ULTRARM, tmp_path / "model"))
 
 
 def test_sharded_pytorch_weights_load(tmp_path, model):
     """The published UltraRM is a set of pytorch_model-*.bin shards."""
-    folder = copy(tmp_path)
+    folder = copied(tmp_path)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, index = sorted(weights), {}
@@ -170,7 +285,7 @@ def test_bfloat16_reads_out_in_float32(model):
 
 
 def test_missing_weights_are_named(tmp_path):
-    folder = copy(tmp_path)
+    folder = copied(tmp_path)
     weights = load_file(folder / "model.safetensors")
     del weights["regression_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -191,7 +306,7 @@ def test_more_than_one_label_is_refused():
 
 @pytest.mark.parametrize("damage", ["absent", "no config", "no weights", "broken weights", "no tokenizer"])
 def test_damaged_folders_are_one_line(tmp_path, damage):
-    folder = copy(tmp_path)
+    folder = copied(tmp_path)
     if damage == "absent":
         shutil.rmtree(folder)
     elif damage == "broken weights":

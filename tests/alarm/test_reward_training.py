@@ -20,7 +20,6 @@ from alarm.feedback import (
     load_feedback,
     preference_pairs,
     relevance_labels,
-    without_shared,
 )
 from alarm.reward_training import (
     balanced_weights,
@@ -33,6 +32,7 @@ from alarm.reward_training import (
 )
 from alarm.spans import make_splitter, subsentence_spans
 from alarm.tasks.long_form_qa import F_ERR, NF_ERR, NO_ERR
+from alarm.texts import without_shared
 from helpers import ROOT, load_script
 
 DATA = ROOT / "quickstart" / "data" / "qa"
@@ -200,7 +200,8 @@ def _linked(checkpoints, name):
 def test_bradley_terry_loss_by_hand():
     # -log sigmoid(2) and -log sigmoid(-1)
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
-    assert bradley_terry_loss(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])).item() == pytest.approx(expected)
+    found = bradley_terry_loss(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]))
+    assert found.shape == (2,) and found.mean().item() == pytest.approx(expected)
 
 
 def test_balanced_weights_let_both_classes_count_the_same():
@@ -220,8 +221,10 @@ def test_balanced_weights_let_both_classes_count_the_same():
         "labels": torch.tensor([[IGNORED, F_ERR, NO_ERR], [NO_ERR, NO_ERR, IGNORED]]),
     }
     error, none = math.log(math.e + 2) - 1, math.log(math.e + 2)
-    assert unit_loss(None)(Fixed(), batch).item() == pytest.approx((error + 3 * none) / 4)
-    assert unit_loss(weights)(Fixed(), batch).item() == pytest.approx((error + none) / 2)
+    plain, balanced = unit_loss(None)(Fixed(), batch), unit_loss(weights)(Fixed(), batch)
+    assert plain.weights.tolist() == [2, 2]
+    assert (plain.sums.sum() / plain.weights.sum()).item() == pytest.approx((error + 3 * none) / 4)
+    assert (balanced.sums.sum() / balanced.weights.sum()).item() == pytest.approx((error + none) / 2)
 
 
 def test_the_epoch_is_chosen_on_whole_questions(capsys):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from helpers import ROOT, load_script
 
@@ -38,7 +41,7 @@ def flags_of(world, base: str, save_dir: str, feedback: bool = True) -> list[str
 
 
 def test_train_sft_writes_a_whole_t5_folder(world, fresh_accelerate, capsys):
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
     load_script("long-form-QA/train_sft.py").main(flags_of(world, "t5", "sft", feedback=False))
     folder = world / "sft"
@@ -91,6 +94,7 @@ def test_train_rm_writes_what_scoring_loads(aspect, name, more, world, fresh_acc
     [
         ("relevance", "t5", {}, "tokenizer has no separator token"),
         ("relevance", "llama", {}, "tokenizer has no separator token"),
+        ("completeness", "unpadded", {}, "tokenizer has no padding token"),
         ("relevance", "longformer", {"--max_length": "9"}, "cut to 9 tokens no train input holds a labelled unit"),
         ("completeness", "longformer", {"--max_length": "9"}, "both answers of each of the"),
         ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "no relevance error: there is nothing to"),
@@ -108,6 +112,11 @@ def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
         whole = {"error type": "Irrelevant", "start": 0, "end": len(row["prediction 1"])}
         row["feedback"]["errors"] = [whole]
     (world / "irrelevant.json").write_text(json.dumps(rows["dev"]))
+    if base == "unpadded":
+        folder = shutil.copytree(world / "base" / "llama", world / "base" / base)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
     words = flags_of(world, base, "unwritten")
     for flag, value in change.items():
         words += [flag, str(world / value) if value.endswith(".json") else value]
@@ -121,8 +130,6 @@ def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
 
 
 def test_train_holistic_writes_the_ultrarm_layout(world, fresh_accelerate):
-    from safetensors.torch import load_file
-
     from alarm import train_holistic
     from alarm.holistic import HolisticModel
 
@@ -142,6 +149,98 @@ def test_train_holistic_writes_the_ultrarm_layout(world, fresh_accelerate):
     scores = HolisticModel.load(folder).score(prompts, answers, max_length=1230, batch_size=4)
     assert scores.mean().item() == pytest.approx(metrics["score_mean"], abs=1e-5)
     assert scores.std().item() == pytest.approx(metrics["score_std"], abs=1e-5)
+
+
+# --- the weights to start from ---------------------------------------------------------------------------------------
+
+
+def rm_words(aspect: str) -> list[str]:
+    return ["--aspect", aspect, "--splitter", "sentencizer"]
+
+
+def run_of(script: str, world, base: str, save_dir: str):
+    """main() of a script and the words that start it from `base`."""
+    if script == "train_holistic":
+        from alarm import train_holistic
+
+        return train_holistic.main, flags_of(world, base, save_dir)
+    if script == "MT/train_sft.py":
+        rows = [{"translation": {"es": f"uno {i}", "en": f"one {i}"}} for i in range(8)]
+        words = flags_of(world, base, save_dir, feedback=False)
+        for split, part in (("train", rows[:5]), ("dev", rows[5:])):
+            (world / f"mt-{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
+            words[words.index(f"--{split}_file") + 1] = str(world / f"mt-{split}.jsonl")
+        return load_script(script).main, words
+    if script == "long-form-QA/train_sft.py":
+        return load_script(script).main, flags_of(world, base, save_dir, feedback=False)
+    script, aspect = script.split()
+    return load_script(script).main, [*flags_of(world, base, save_dir), *rm_words(aspect)]
+
+
+STARTS = [
+    ("long-form-QA/train_sft.py", "t5"),
+    ("MT/train_sft.py", "t5"),
+    ("long-form-QA/train_rm.py relevance", "longformer"),
+    ("long-form-QA/train_rm.py factuality", "longformer"),
+    ("long-form-QA/train_rm.py completeness", "longformer"),
+    ("train_holistic", "llama"),
+    ("train_holistic", "longformer"),
+]
+
+
+def broken(world, base: str, damage: str) -> str:
+    """A copy of a base model whose weights do not fit; -> its name."""
+    name = f"{base}-{damage.strip('.')}"
+    if not (world / "base" / name).exists():
+        shutil.copytree(world / "base" / base, world / "base" / name)
+        path = world / "base" / name / "model.safetensors"
+        weights = load_file(path)
+        if damage == "lost":
+            weights = {key: tensor for key, tensor in weights.items() if ".0." not in key}
+        else:
+            weights = {damage + key: tensor for key, tensor in weights.items()}
+        save_file(weights, path, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("damage", ["module.", "_orig_mod.", "lost"])
+@pytest.mark.parametrize(("script", "base"), STARTS)
+def test_no_script_starts_from_random_weights(script, base, damage, world, fresh_accelerate, capsys):
+    main, words = run_of(script, world, broken(world, base, damage), "unwritten")
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2 and len(lines) == 1
+    assert (f"strip the prefix '{damage}'" if damage != "lost" else ".0.") in lines[0]
+    assert not (world / "unwritten").exists() and not list(world.glob(".unwritten*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "base", "head"),
+    [
+        ("long-form-QA/train_rm.py relevance", "longformer", "classifier.weight"),
+        ("long-form-QA/train_rm.py completeness", "longformer", "classifier.dense.weight"),
+        ("train_holistic", "llama", "regression_head.weight"),
+        ("long-form-QA/train_sft.py", "t5", None),
+    ],
+)
+def test_a_new_head_is_reported_in_one_line(script, base, head, world, fresh_accelerate, capsys):
+    main, words = run_of(script, world, base, f"headed-{base}-{len(script)}")
+    main(words)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "start at random" in line]
+    assert len(lines) == (0 if head is None else 1) and all(head in line for line in lines)
+
+
+def test_an_encoder_alone_is_no_start_for_sft(world, fresh_accelerate, capsys):
+    from transformers import T5EncoderModel
+
+    folder = shutil.copytree(world / "base" / "t5", world / "base" / "encoder")
+    T5EncoderModel.from_pretrained(folder).save_pretrained(folder)
+    main, words = run_of("long-form-QA/train_sft.py", world, "encoder", "unwritten")
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "decoder.block.0" in capsys.readouterr().err
+    assert not (world / "unwritten").exists()
 
 
 def write_pairs(path, prompts) -> str:
@@ -174,11 +273,27 @@ def test_train_holistic_takes_pairs(base, architecture, world, fresh_accelerate,
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(world, fresh_accelerate, capsys, monkeypatch):
     from alarm import train_holistic
 
-    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", lambda a, b: (a - b).mean() * float("nan"))
+    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", lambda a, b: (a - b) * float("nan"))
     with pytest.raises(SystemExit) as stop:
         train_holistic.main(flags_of(world, "llama", "exploded"))
     assert stop.value.code == 2 and "the loss is nan after step 2; lower --lr" in capsys.readouterr().err
     assert not list(world.glob("*exploded*")) and not list(world.glob(".*exploded*"))
+
+
+def test_one_dev_pair_without_a_finite_loss_ends_the_run(world, fresh_accelerate, capsys, monkeypatch):
+    """A mean that leaves it out would keep an epoch that fails on it."""
+    from alarm import train_holistic
+
+    def loss(chosen, rejected):
+        return (rejected - chosen) * (float("nan") if len(chosen) == 1 else 1.0)
+
+    monkeypatch.setattr("alarm.reward_training.bradley_terry_loss", loss)
+    train, dev = write_pairs(world / "train-4.jsonl", range(4)), write_pairs(world / "dev-5.jsonl", range(10, 15))
+    flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "partly"), "--max_steps", "2"]
+    with pytest.raises(SystemExit) as stop:
+        train_holistic.main([*flags, "--batch_size", "2", "--train_file", train, "--dev_file", dev])
+    assert stop.value.code == 2 and "the loss is nan" in capsys.readouterr().err
+    assert not (world / "partly").exists()
 
 
 def test_a_dev_file_of_the_training_questions_is_refused(world, fresh_accelerate, capsys):

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
 from .paths import check_base, is_local_path
+from .weights import load_whole, some_names
 
 VALUE_HEAD_FILE = "v_head.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -39,11 +40,6 @@ def is_adapter(name_or_path: str | Path) -> bool:
     return _find_file(str(name_or_path), ADAPTER_CONFIG_FILE) is not None
 
 
-def _some(names: Any, limit: int = 4) -> str:
-    names = sorted(str(name) for name in names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def _load_language_model(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict) -> nn.Module:
     """A language model whose every weight comes from its checkpoint."""
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
@@ -54,16 +50,7 @@ def _load_language_model(auto_class: type, name_or_path: str, dtype: Any, kwargs
         raise ValueError(f"{name_or_path} holds a {config.model_type} model, which is not {kind} language model")
     if dtype is not None:
         kwargs = {**kwargs, "dtype": dtype}
-    # mismatched shapes are let through here because the report below names them in one line
-    model, info = auto_class.from_pretrained(
-        name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{name_or_path} lacks weights of {type(model).__name__}: {_some(info['missing_keys'])}")
-    if info["mismatched_keys"]:
-        wrong = [f"{key[0]} ({tuple(key[1])} where {tuple(key[2])} is due)" for key in info["mismatched_keys"]]
-        raise ValueError(f"{name_or_path} holds weights of the wrong shape: {_some(wrong)}")
-    return model
+    return load_whole(auto_class, name_or_path, **kwargs)[0]
 
 
 def _check_adapter_kind(config: Any, name: str) -> None:
@@ -130,16 +117,18 @@ def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict)
     # PEFT only warns, and leaves such weights at their fresh values
     adapter = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if missing := adapter - found.keys():
-        raise ValueError(f"the adapter in {name_or_path} lacks weights: {_some(missing)}")
+        raise ValueError(f"the adapter in {name_or_path} lacks weights: {some_names(missing)}")
     if trained_for != tokens and (missing := _names_of(embeddings, model) - found.keys()):
         raise ValueError(
             f"the adapter in {name_or_path} was trained with {trained_for} tokens, {base} has {tokens}, and the "
-            f"adapter file lacks {_some(missing)}; give a base model of {trained_for} tokens"
+            f"adapter file lacks {some_names(missing)}; give a base model of {trained_for} tokens"
         )
     # PEFT drops these in silence
     known = adapter | set(get_peft_model_state_dict(model, save_embedding_layers=True)) | set(model.state_dict())
     if unknown := found.keys() - known:
-        raise ValueError(f"the adapter in {name_or_path} holds weights that {base} has no place for: {_some(unknown)}")
+        raise ValueError(
+            f"the adapter in {name_or_path} holds weights that {base} has no place for: {some_names(unknown)}"
+        )
     return model, found.keys() & {name for name, _ in model.named_parameters()} - adapter
 
 
@@ -157,7 +146,7 @@ class _ModelWithValueHead(nn.Module):
             for name, config in pretrained_model.peft_config.items():
                 _check_adapter_kind(config, f"adapter {name!r}")
             if len(active := pretrained_model.active_adapters) != 1:
-                raise ValueError(f"PPO trains one adapter, and {len(active)} are active: {_some(active)}; set one")
+                raise ValueError(f"PPO trains one adapter, and {len(active)} are active: {some_names(active)}; set one")
         hidden_size = self.base_model.get_input_embeddings().weight.shape[1]
         hidden_size = getattr(self.config, "d_model", None) or getattr(self.config, "hidden_size", hidden_size)
         # Outside of the PEFT model: modules_to_save=["v..."] would also match the value projections of attention.
