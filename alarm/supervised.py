@@ -153,9 +153,9 @@ def fit(
     Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` gives
     what each item adds. A training step takes the mean over the batches of all processes; the losses shown, by which
     the epoch is chosen, are means over the whole data, whatever the batches. keep_last: write the last epoch, whatever
-    its loss. `finish(model, folder)` measures
-    the kept weights and may add files to the folder that becomes `args.save_dir` (main process only); what it returns
-    is written to metrics.json beside the epochs and given back. Raises UserError for a loss that is not finite.
+    its loss. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
+    `args.save_dir` (main process only); what it returns is written to metrics.json beside the epochs and given back.
+    Raises UserError for a loss that is not finite.
     """
     import math
 
