@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .bootstrap import DRAWS, interval, resample
+from .errors import UserError
 from .feedback import Pair
 from .texts import one_spelling
 
@@ -87,7 +88,7 @@ def classification_metrics(margins: list[float], is_error: list[bool], questions
     The baseline says for every unit what is most frequent among these very units, which is more than it could know.
     """
     questions = one_spelling(questions)
-    scores, true = np.array(margins, dtype=float), np.array(is_error, dtype=bool)
+    scores, true = _finite(margins), np.array(is_error, dtype=bool)
     said = scores > 0
     usual = bool(2 * true.sum() > len(true))
 
@@ -117,6 +118,14 @@ def classification_metrics(margins: list[float], is_error: list[bool], questions
     }
 
 
+def _finite(scores: list[float]) -> np.ndarray:
+    """(N,) float64. UserError if one is not finite: NaN > 0 would count as a decision."""
+    array = np.array(scores, dtype=float)
+    if bad := int((~np.isfinite(array)).sum()):
+        raise UserError(f"{bad} of {len(array)} scores on the dev file are not finite; train with a lower --lr")
+    return array
+
+
 def _less(interval: list[float]) -> list[float]:
     return [bound - 0.5 for bound in interval]
 
@@ -134,7 +143,7 @@ def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) 
     Baselines: chance, and length: the longer answer is better, or the shorter where these very pairs say so.
     `score_gap`: mean of |chosen - rejected|, near 0 for a model that orders answers without telling them apart.
     """
-    margins = np.array(chosen, dtype=float) - np.array(rejected, dtype=float)
+    margins = _finite(chosen) - _finite(rejected)
     asked = one_spelling(pair.question for pair in pairs)
     longer = np.array([len(pair.chosen.split()) - len(pair.rejected.split()) for pair in pairs], dtype=float)
 
@@ -266,7 +275,7 @@ def calibration(pairs: list[Pair], chosen: list[float], rejected: list[float], b
     that is calibrated perfectly and makes these predictions on independent pairs. Fewer bins where fewer than 50
     pairs would share one.
     """
-    margins = np.array(chosen, dtype=float) - np.array(rejected, dtype=float)
+    margins = _finite(chosen) - _finite(rejected)
     predicted, hits = _sigmoid(np.abs(margins)), _wins(margins)
     asked = one_spelling(pair.question for pair in pairs)
     parts = np.array_split(np.argsort(predicted, kind="stable"), max(1, min(bins, len(pairs) // 50)))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alarm.errors import UserError
 from alarm.feedback import Pair
 from alarm.reward_metrics import (
     calibration,
@@ -142,6 +143,16 @@ def test_pair_metrics_by_hand():
     lost = [1 / (1 + math.e), 0.5, 1 / (1 + math.exp(-2))]
     assert found["brier"] == pytest.approx(sum(p * p for p in lost) / 3)
     assert "kinds" not in found
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_decide_nothing(value):
+    with pytest.raises(UserError, match="1 of 2"):
+        classification_metrics([value, 1.0], [True, False], ["a", "b"])
+    pairs = [pair("a"), pair("b")]
+    for measure in (pair_metrics, calibration):
+        with pytest.raises(UserError, match="1 of 2"):
+            measure(pairs, [1.0, value], [0.0, 0.0])
 
 
 def test_kinds_of_pairs_are_measured_apart():
