@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from email.utils import formatdate
@@ -448,8 +450,10 @@ def test_one_writer(tmp_path):
         judge.judge(pairs(2))
 
 
+# `make test &` in a script starts it with SIGINT ignored, and a child inherits that: here it is as in the foreground
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from alarm.errors import report_user_errors
@@ -460,7 +464,8 @@ import json, os
 @report_user_errors
 def main():
     pairs = [Comparison(*texts) for texts in json.loads(Path(sys.argv[1]).read_text())]
-    settings = JudgeSettings({template!r}, Path(sys.argv[2]), base_url=sys.argv[3], timeout=5, backoff=0.01)
+    settings = JudgeSettings({template!r}, Path(sys.argv[2]), base_url=sys.argv[3], timeout=600, backoff=0.01)
+    {before}
     judge = Judge(settings, os.environ["OPENAI_API_KEY"])
     print(json.dumps([judgement.verdict for judgement in judge.judge(pairs)]))
 
@@ -468,10 +473,11 @@ main()
 """
 
 
-def start_run(tmp_path: Path, url: str, comparisons: list[Comparison]) -> subprocess.Popen:
+def start_run(tmp_path: Path, url: str, comparisons: list[Comparison], before: str = "") -> subprocess.Popen:
+    """before: a statement for the child to run before it judges."""
     texts = tmp_path / "pairs.json"
     texts.write_text(json.dumps([[item.query, item.a, item.b] for item in comparisons]))
-    code = RUN.format(paths=[str(ROOT), str(ROOT / "trl")], template=TEMPLATE)
+    code = RUN.format(paths=[str(ROOT), str(ROOT / "trl")], template=TEMPLATE, before=before)
     command = [sys.executable, "-c", code, str(texts), str(tmp_path / "cache.jsonl"), url]
     environment = {key: value for key, value in os.environ.items() if key != "RANK"} | {"OPENAI_API_KEY": KEY}
     return subprocess.Popen(
@@ -480,7 +486,7 @@ def start_run(tmp_path: Path, url: str, comparisons: list[Comparison]) -> subpro
 
 
 def wait_for(server, requests: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120  # of a hang, not of a slow machine
     while len(server.log) < requests:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -510,18 +516,42 @@ def test_killed_twice_and_resumed(tmp_path):
         assert KEY not in err + (tmp_path / "cache.jsonl").read_text()
 
 
+def interrupt(process: subprocess.Popen) -> str:
+    """The first ^C ends the run. -> its stderr. The limit is that of a hang, not of a slow machine."""
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    return err
+
+
 def test_interrupted_by_hand(tmp_path):
-    with stub.JudgeStub(latency=0.05, respond=lambda text, _: time.sleep(9) if "Q q9 " in text else None) as server:
+    over, count = threading.Event(), itertools.count()
+
+    def respond(*_):
+        if next(count) >= 40:  # the endpoint answers no more: the run cannot end by itself
+            over.wait(300)
+
+    with stub.JudgeStub(respond=respond) as server:
         process = start_run(tmp_path, server.url, pairs(200))
-        wait_for(server, 40, process)
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-        assert time.monotonic() - started < 4
-        assert process.returncode == 130
-        assert err.endswith("interrupted\n")
-        assert "Traceback" not in err
-        assert 25 <= 400 - Judge(settings(server, tmp_path), KEY).estimate(pairs(200)).calls < 300
+        wait_for(server, 48, process)
+        interrupt(process)
+        over.set()
+        kept = 400 - Judge(settings(server, tmp_path), KEY).estimate(pairs(200)).calls
+        assert kept == 40
+        assert len(server.log) == 48
+
+
+def test_interrupted_while_it_looks_up_the_name_of_the_endpoint(tmp_path):
+    hang = "import socket, threading; socket.getaddrinfo = lambda *_, **__: print('asked', flush=True) or "
+    hang += "threading.Event().wait()"
+    process = start_run(tmp_path, "http://judge.test/v1", pairs(2), before=hang)
+    assert process.stdout.readline() == "asked\n"
+    interrupt(process)
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
