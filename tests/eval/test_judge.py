@@ -106,6 +106,8 @@ def test_answer_of_a_body():
     # cut off at max_tokens: what the unfinished line would have said is not known
     assert read_answer(body("Output (a) is worse than", finish="length")).failure == "unreadable"
     assert read_answer(body("Output (a)\n\nIt is the one", finish="length")).preferred == "a"
+    assert read_answer(body("Output (a)\n\nNo, wait: Output", finish="length")).failure == "unreadable"
+    assert read_answer(body("Output (a)", finish="length")).failure == "unreadable"
     for malformed in ("text", None, [], {}, {"choices": []}, {"choices": None}, {"error": {"message": "busy"}},
                       {"choices": [{"message": None}]}, {"choices": [{"message": {"content": ["(a)"]}}]}):  # fmt: skip
         with pytest.raises(MalformedReply):
@@ -441,6 +443,30 @@ def test_a_strangers_file_is_left_alone(tmp_path):
     cache.mkdir()
     with pytest.raises(UserError, match="cannot be written"):
         judge.judge(pairs(2))
+
+
+def test_cached_replies_are_read_again(tmp_path):
+    """A cache of an earlier version: what its parser turned round or took for certain is not used as it stands."""
+    [pair] = pairs(1)
+    orders = [(pair.query, pair.a, pair.b), (pair.query, pair.b, pair.a)]
+
+    def write(*records):
+        with (tmp_path / "cache.jsonl").open("w") as file:
+            for texts, preferred, reply in records:
+                key = request_key(server.url, "gpt-3.5-turbo", TEMPLATE, *texts)
+                file.write(json.dumps({"key": key, "preferred": preferred, "failure": None, "reply": reply}) + "\n")
+
+    with stub.JudgeStub() as server:
+        write((orders[0], "a", "B is better than (a)"), (orders[1], "a", "Output (a)"))
+        judge = Judge(settings(server, tmp_path), KEY)
+        assert judge.judge([pair]) == [Judgement(-1, -1)]  # b is better, in either place: it was read as "a"
+        write((orders[0], "a", "(a) is not better."), (orders[1], "a", "Output (a)"))
+        judge = Judge(settings(server, tmp_path), KEY)
+        assert judge.estimate([pair]).calls == 1
+        assert judge.judge([pair])[0].b_first == -1
+        assert [entry["prompt"] for entry in server.log] == [prompt(*orders[0])]
+        # what is asked again is kept and not asked a third time
+        assert Judge(settings(server, tmp_path), KEY).estimate([pair]).calls == 0
 
 
 def test_one_writer(tmp_path):
