@@ -88,7 +88,7 @@ def read_verdict(reply: str) -> str | None:
 def _json_value(text: str) -> str:
     """The one value of a JSON object, as "answer: value"; "" for another object."""
     try:
-        [(key, value)] = json.loads(text).items()
+        [(key, value)] = json.loads(text, object_pairs_hook=list)  # pairs: a key twice is no single value
     except (ValueError, RecursionError):
         return ""
     return f"answer: {value}" if key.lower() in _JSON_KEYS and isinstance(value, str) else ""

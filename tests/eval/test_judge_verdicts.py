@@ -80,6 +80,8 @@ REPLIES = [
     ('{"worse": "a"}', None),
     ('{"a": 1, "b": 2}', None),
     ('{"better": null}', None),
+    ('{"better": "a", "better": "b"}', None),
+    ('{"better": {"output": "a"}}', None),
     ('{"better": "a", "worse": "a"}', None),
     ('{"better": "a', None),
     # negations
