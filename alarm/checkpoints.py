@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -104,7 +104,7 @@ def position_limit(config, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def padded_batches(
-    rows: list[list[int]], pad_id: int, batch_size: int, device: torch.device | str
+    rows: Sequence[Sequence[int]], pad_id: int, batch_size: int, device: torch.device | str
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Batches of rows of similar length, longest first, padded on the right.
 

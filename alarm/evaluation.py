@@ -1,7 +1,7 @@
 """Compare runs by their generations: win rates with intervals, and how often a metric contradicts the holistic reward.
 
 Reading, matching and the maths. Everything pairwise is built on one verdict per prompt (1: a wins, 0: tie, -1: b wins,
-NaN: unknown), whoever gave it: a metric, or a judge (alarm.judge).
+NaN: unknown), whoever gave it: a metric, or a judge (alarm.judge). Equal answers tie, whatever was measured.
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ METRICS = {
     "mt": (HOLISTIC, "readability", "language_confidence", "grammar_errors", "response_length", "error_rate"),
 }
 LOWER_WINS = frozenset({"grammar_errors", "error_rate"})
+# what rounding can do to the score of one answer, as a share of the score (of 1 where it is smaller): bfloat16 keeps
+# 8 bits, and a deep model adds up their errors
+ROUNDING = 2**-5
+# shares of units: rounding turns a unit whose two logits are close, and then the rate moves by a whole unit
+UNIT_RATES = frozenset({"factuality_rate", "verbosity_rate"})
+TURNED = 0.1  # of the equal answers may have such a unit
+# they depend on the tokens, and one text can come from several sequences of tokens
+TOKEN_COUNTS = frozenset({"response_length", "error_rate"})
 STATISTICS = {"Mean": np.mean, "Min": np.min, "Max": np.max}
 SELF, AVERAGE = "*", "Avg."
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
@@ -52,7 +60,7 @@ class Generations:
 
     name: str  # file name without its last .json
     queries: list[str]  # N, all different
-    generations: list[str]  # N answers; "" where a row has none
+    generations: list[str | None]  # N answers; None where a row has none
     metrics: dict[str, np.ndarray]  # name -> (N,) float64, finite
 
 
@@ -95,7 +103,7 @@ def read_generations(path: Path, task_type: str, drop_duplicates: bool = False, 
             "times); remove them or give --drop_duplicates to keep the first of each"
         )
     metrics = {metric: _metric_values(rows, metric, path, task_type) for metric in METRICS[task_type]}
-    answers = [row["generation"] if isinstance(row.get("generation"), str) else "" for row in rows]
+    answers = [row["generation"] if isinstance(row.get("generation"), str) else None for row in rows]
     return Generations(name, queries, answers, metrics)
 
 
@@ -217,6 +225,55 @@ def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) ->
     ]
 
 
+# --- equal answers -----------------------------------------------------------------------------------------------
+
+
+def comparable_metrics(runs: list[Generations]) -> dict[str, np.ndarray]:
+    """The metrics of runs on the same N prompts, with one value for one answer. -> metric -> (R, N) float64.
+
+    Answers to a prompt are equal if their `generation` strings are, character by character. The first run's values
+    stand for all runs that gave this answer: scores of one text differ in their last bits from batch to batch, and
+    equal answers must tie. Rows without a `generation` keep their values.
+    """
+    first = np.empty((len(runs), len(runs[0].queries)), dtype=np.intp)  # the first run with the same answer
+    for row, answers in enumerate(zip(*(run.generations for run in runs), strict=True)):
+        seen: dict[str, int] = {}
+        first[:, row] = [i if text is None else seen.setdefault(text, i) for i, text in enumerate(answers)]
+    return {
+        metric: np.take_along_axis(np.stack([run.metrics[metric] for run in runs]), first, axis=0)
+        for metric in runs[0].metrics
+    }
+
+
+def describe_conflicts(*seeds: list[Generations]) -> list[str]:
+    """A line for each metric whose values for equal answers differ by more than rounding can explain.
+
+    seeds: the runs of each seed. Such runs were scored by different models, or with different constants.
+    """
+    lines = []
+    for metric in seeds[0][0].metrics.keys() - TOKEN_COUNTS:
+        found = [_conflict(a, b, metric) for runs in seeds for a, b in combinations(runs, 2)]
+        equal, count = (sum(one[k] for one in found) for k in (0, 1))
+        if count > (TURNED * equal if metric in UNIT_RATES else 0):
+            _, _, largest, names = max(found, key=lambda one: one[2])
+            lines.append(
+                f"{metric} differs on {count} of {equal} pairs of equal answers by more than rounding: by "
+                f"{largest:.3g} at most ({' and '.join(names)}); were they scored by the same models and settings?"
+            )
+    return sorted(lines)
+
+
+def _conflict(a: Generations, b: Generations, metric: str) -> tuple[int, int, float, tuple[str, str]]:
+    """Pairs of equal answers, those with clearly different values, the largest difference, the names of the runs."""
+    equal = np.array(
+        [one is not None and one == other for one, other in zip(a.generations, b.generations, strict=True)]
+    )
+    x, y = a.metrics[metric][equal], b.metrics[metric][equal]
+    differences = np.abs(x - y)
+    beyond = differences > ROUNDING * np.maximum(1, np.maximum(np.abs(x), np.abs(y)))
+    return int(equal.sum()), int(beyond.sum()), float(differences.max(initial=0)), (a.name, b.name)
+
+
 # --- the maths ---------------------------------------------------------------------------------------------------
 
 Terms = tuple[np.ndarray, np.ndarray]  # numerator and denominator of a share, one number a prompt
@@ -279,7 +336,8 @@ Judgements = dict[tuple[str, str], "list[Judgement]"]  # (run a, run b), in file
 def compare(*seeds: list[Generations], judgements: list[Judgements] | None = None, draws: int = DRAWS) -> dict:
     """Compare every ordered pair of runs on every metric, and by the judge where there are `judgements`, one a seed.
 
-    seeds: the runs of each seed, the same names on the same prompts.
+    seeds: the runs of each seed, the same names on the same prompts. Equal answers to a prompt tie by every metric
+    (`comparable_metrics`); means, minima and maxima are those of the values in the files.
 
     Returns, under each run's name: `<metric>-Mean/-Min/-Max`; {criterion: rates} for every other run; "*" for itself;
     "Avg.", the mean win rate against the others, and "Avg.-Interval". The rates of a pair:
@@ -299,16 +357,15 @@ def compare(*seeds: list[Generations], judgements: list[Judgements] | None = Non
     drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for i, j in combinations(range(len(runs)), 2):
         names = (runs[i].name, runs[j].name)
+        values = [comparable_metrics([s[i], s[j]]) for s in seeds]
         verdicts = {
-            metric: np.stack(
-                [metric_verdicts(s[i].metrics[metric], s[j].metrics[metric], metric in LOWER_WINS) for s in seeds]
-            )
+            metric: np.stack([metric_verdicts(*of_seed[metric], metric in LOWER_WINS) for of_seed in values])
             for metric in runs[0].metrics
         }
         judged = [one_seed[names] for one_seed in judgements or []]
         if judged:
             verdicts[JUDGE] = np.array([[_known(one.verdict) for one in row] for row in judged])
-        lengths = [s[i].metrics[LENGTH] - s[j].metrics[LENGTH] for s in seeds if LENGTH in s[i].metrics]
+        lengths = [np.subtract(*of_seed[LENGTH]) for of_seed in values if LENGTH in of_seed]
         pairs[names], drawn[names] = _compare_pair(verdicts, np.stack(lengths) if lengths else None, resamples)
         if judged:
             pairs[names][JUDGE] |= judge_rates([one for row in judged for one in row])

@@ -22,7 +22,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +32,7 @@ from urllib.parse import urlsplit
 from .errors import ServiceError, UserError
 from .files import write_json
 from .retry_after import retry_after
+from .threads import DaemonExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -562,10 +562,10 @@ class LanguageToolChecker:
             stop.set()
             return None
 
-        with ThreadPoolExecutor(self.in_flight) as pool:
+        with DaemonExecutor(self.in_flight) as pool:
             try:
                 answers = list(pool.map(ask, texts))
-            except BaseException:  # ^C: the requests in flight end, the others are not begun
+            except BaseException:  # ^C: nobody waits for the requests in flight, the others are not begun
                 stop.set()
                 raise
         done = {text: matches for text, matches in zip(texts, answers, strict=True) if matches is not None}

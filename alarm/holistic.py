@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaModel, PreTrainedModel
 
 from .checkpoints import load_config, load_model, load_tokenizer, padded_batches, position_limit
+from .distinct import distinct
 from .errors import UserError
 
 ROLE = "the holistic reward model"
@@ -120,14 +121,15 @@ class HolisticModel:
 
         An input reads "Human: {prompt}\\nAssistant: {answer}" and has at most `max_length` tokens, special ones
         included: where it is longer the prompt loses its tail, and the answer only what exceeds the limit by itself.
+        Equal inputs go through the model once, so that their scores are equal; `truncated` counts each of them.
         """
-        rows = self.encode(prompts, answers, max_length)
+        rows, places = distinct(map(tuple, self.encode(prompts, answers, max_length)))
         scores = torch.zeros(len(rows))
         for indices, ids, mask in padded_batches(rows, self.pad_id, batch_size, self.model.device):
             output = self.model(input_ids=ids, attention_mask=mask)
             values = output if isinstance(output, Tensor) else output.logits[:, 0]
             scores[indices] = values.float().cpu()
-        return scores
+        return scores[places]
 
     def encode(self, prompts: list[str], answers: list[str], max_length: int) -> list[list[int]]:
         """Token ids of each input, cut to `max_length`; see `score`."""

@@ -34,6 +34,7 @@ from .judge_sender import (
     check_key,
     redact,
 )
+from .threads import DaemonExecutor
 
 DEFAULT_TEMPLATE = Path(__file__).parents[1] / "eval" / "judge_prompt.txt"
 CACHE_NAME = "judge-cache.jsonl"
@@ -197,6 +198,8 @@ class Judge:
         from tqdm.auto import tqdm
 
         settings = self.settings
+        # asyncio looks names up in its executor, and would wait for a lookup that hangs when ^C ends the run
+        asyncio.get_running_loop().set_default_executor(DaemonExecutor(settings.concurrency))
         timeout = openai.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT_SECONDS))
         client = openai.AsyncOpenAI(api_key=self._api_key, base_url=self.endpoint, timeout=timeout, max_retries=0)
         sender = Sender(client, self.endpoint, settings, self.usage, self._api_key)
@@ -222,6 +225,7 @@ class Judge:
                 for worker in done:
                     worker.result()
             finally:
+                sender.stop.set()  # a worker whose cancellation is lost in a library sends nothing more
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)

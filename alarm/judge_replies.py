@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
+from .judge_verdicts import read_verdict
 
 PLACEHOLDERS = {"query", "output_a", "output_b"}
 
@@ -40,23 +40,6 @@ def build_prompt(template: string.Template, query: str, first: str, second: str)
     return prompt.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be sent
 
 
-_NAMED = re.compile(r"output\s*\(\s*([a-z])\s*\)|(?<!\w)\(\s*([a-z])\s*\)", re.IGNORECASE)
-_BARE = re.compile(r"\W*(?:output\W*)?([ab])\W*", re.IGNORECASE)
-
-
-def read_verdict(reply: str) -> str | None:
-    """Which output a reply names: "a", "b", or None where it does not name exactly one.
-
-    The outputs named are the single letters in parentheses, alone or after "output", in any case: "Output (a)",
-    "**output (B)** is better", "(a)". One of them, and it is a or b: that is the verdict; "Output (c)" is none, "(a)
-    rather than (b)" neither. Without any, the whole reply must be "a", "b", "Output a" or "Output b".
-    """
-    named = {(match[1] or match[2]).lower() for match in _NAMED.finditer(reply)}
-    if not named and (bare := _BARE.fullmatch(reply)):
-        named = {bare[1].lower()}
-    return named.pop() if named in ({"a"}, {"b"}) else None
-
-
 class MalformedReply(Exception):
     """Something came back that is no chat completion."""
 
@@ -75,7 +58,7 @@ class Answer:
 def read_answer(body: object) -> Answer:
     """The answer in a decoded chat completion. Raises MalformedReply where it is none.
 
-    Of a reply that was cut off at MAX_TOKENS only whole lines count.
+    A reply that was cut off at MAX_TOKENS needs its verdict on a whole line.
     """
     try:
         choice = body["choices"][0]
@@ -91,7 +74,9 @@ def read_answer(body: object) -> Answer:
     if refusal or finish == "content_filter":
         return Answer(None, refusal or content or "", REFUSED, *tokens)
     content = content or ""
-    preferred = read_verdict(content.rpartition("\n")[0] if finish == "length" else content)
+    preferred = read_verdict(content)
+    if finish == "length" and read_verdict(content.rpartition("\n")[0]) != preferred:
+        preferred = None
     return Answer(preferred, content, None if preferred else UNREADABLE, *tokens)
 
 
@@ -130,8 +115,9 @@ class AnswerCache:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
-                if record["preferred"] in ("a", "b"):
-                    self.preferred[record["key"]] = record["preferred"]
+                # the reply is read again: an earlier version may have misread it
+                if record["preferred"] in ("a", "b") and (preferred := read_verdict(record["reply"])):
+                    self.preferred[record["key"]] = preferred
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"the judge's cache {self.path}, line {number} is no answer of a judge; mend it or give another "

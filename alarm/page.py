@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .evaluation import HOLISTIC, Generations
+from .evaluation import HOLISTIC, Generations, comparable_metrics
 from .tables import Table, breakable, escape_html, escape_markdown, to_html, to_markdown
 
 SAMPLES = 20
@@ -102,7 +102,7 @@ def choose_samples(runs: list[Generations], seed: int, count: int = SAMPLES) -> 
 
     The same for the same seed; all rows where there are no more than `count`.
     """
-    rewards = np.stack([run.metrics[HOLISTIC] for run in runs])
+    rewards = comparable_metrics(runs)[HOLISTIC]
     spread = rewards.max(axis=0) - rewards.min(axis=0)
     widest = [int(row) for row in np.argsort(-spread, kind="stable")[: count // 2] if spread[row] > 0]
     others = sorted(set(range(len(spread))) - set(widest))
@@ -113,18 +113,18 @@ def choose_samples(runs: list[Generations], seed: int, count: int = SAMPLES) -> 
 def samples_section(runs: list[Generations], chosen: list[tuple[int, str]], seed: str) -> str:
     """The chosen prompts, each with every run's answer and metrics. seed: whose answers, "" for the only ones."""
     entries = []
+    rewards = comparable_metrics(runs)[HOLISTIC]
     for row, why in chosen:
         prompt = runs[0].queries[row]
         excerpt = " ".join(prompt.split())
         excerpt = excerpt if len(excerpt) <= 110 else f"{excerpt[:110]}…"
-        best = max(run.metrics[HOLISTIC][row] for run in runs)
         cards = []
-        for run in runs:
+        for run, reward in zip(runs, rewards[:, row], strict=True):
             numbers = "".join(
                 f"<div><dt>{breakable(metric)}</dt><dd>{values[row]:.4g}</dd></div>"
                 for metric, values in run.metrics.items()
             )
-            highest = len(runs) > 1 and run.metrics[HOLISTIC][row] == best
+            highest = len(runs) > 1 and reward == rewards[:, row].max()
             mark = " <span class=mark>highest holistic reward</span>" if highest else ""
             cards.append(
                 f"<article><h4>{breakable(run.name)}{mark}</h4>"
@@ -143,8 +143,8 @@ def samples_section(runs: list[Generations], chosen: list[tuple[int, str]], seed
     )
 
 
-def _excerpt(text: str, length: int) -> str:
-    if not text.strip():
+def _excerpt(text: str | None, length: int) -> str:
+    if not text or not text.strip():
         return "<em>(empty)</em>"
     cut = f" <em>… ({len(text) - length} more characters)</em>" if len(text) > length else ""
     return escape_html(text[:length]) + cut

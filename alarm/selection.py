@@ -15,6 +15,7 @@ from .evaluation import (
     LENGTH,
     LOWER_WINS,
     Generations,
+    comparable_metrics,
     inconsistency_terms,
     metric_verdicts,
     win_terms,
@@ -46,8 +47,9 @@ SEPARABLE = 95.0  # percent of draws
 def select_aspect(greedy: Generations, sampled: Generations, task_type: str, draws: int = DRAWS) -> dict:
     """Measure how often each metric contradicts the holistic reward between two answers, and recommend an aspect.
 
-    greedy, sampled: answers of one policy to the same N prompts. Returns a dict of numbers that can be written as JSON
-    (percentages; intervals hold 95% of `draws` resamples of the prompts):
+    greedy, sampled: answers of one policy to the same N prompts; equal ones tie (`evaluation.comparable_metrics`).
+    Returns a dict of numbers that can be written as JSON (percentages; intervals hold 95% of `draws` resamples of the
+    prompts):
 
         metrics          {metric: inconsistency, inconsistency_interval, inconsistency_without_ties, decided_share,
                          win_rate (of greedy), win_rate_interval, length_correlation, eligible, why_not}
@@ -60,16 +62,14 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
     Raises UserError where the holistic reward prefers neither answer on any prompt.
     """
     prompts = len(greedy.queries)
-    verdicts = {
-        metric: metric_verdicts(values, sampled.metrics[metric], metric in LOWER_WINS)
-        for metric, values in greedy.metrics.items()
-    }
+    values = comparable_metrics([greedy, sampled])
+    verdicts = {metric: metric_verdicts(*pair, metric in LOWER_WINS) for metric, pair in values.items()}
     holistic = verdicts.pop(HOLISTIC)
     decided = int(np.sum(holistic != 0))
     if not decided:
         raise UserError(
-            f"{greedy.name} and {sampled.name} have the same {HOLISTIC} on every prompt; give greedy and sampled "
-            "generations of one policy"
+            f"{greedy.name} and {sampled.name} have the same answer or the same {HOLISTIC} on every prompt; give "
+            "greedy and sampled generations of one policy"
         )
     names = list(verdicts)
     stacked = np.stack(list(verdicts.values()))[None]  # (1, C, N)
@@ -78,7 +78,7 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
     without_ties = resampled_shares(*_without_ties(stacked, holistic), resamples)
     won = resampled_shares(*win_terms(stacked), resamples)
 
-    answers = {metric: np.concatenate([values, sampled.metrics[metric]]) for metric, values in greedy.metrics.items()}
+    answers = {metric: pair.ravel() for metric, pair in values.items()}
     correlations = {a: {b: spearman(answers[a], answers[b]) for b in answers} for a in answers}
     metrics = {}
     for c, name in enumerate(names):

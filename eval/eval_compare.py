@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from itertools import combinations, islice
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
     from alarm.bootstrap import DRAWS
-    from alarm.evaluation import compare, draw_prompts, is_results_file, read_seeds
+    from alarm.evaluation import compare, describe_conflicts, draw_prompts, is_results_file, read_seeds
     from alarm.files import check_writable, write_json
     from alarm.report import Setup, check_report_folder, print_results, screen, write_report
 
@@ -89,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     if judge is not None and len(first) < 2:
         raise UserError(f"{folder} holds one run, and a judge compares two; add another, or drop --use_gpt")
 
+    for line in describe_conflicts(*compared.values()):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     judgements = judge_all(judge, list(compared.values())) if judge is not None else None
     results = compare(*compared.values(), judgements=judgements)
     setup = Setup(

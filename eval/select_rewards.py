@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from alarm.errors import UserError, report_user_errors
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from alarm.evaluation import read_generations, require_same_queries
+    from alarm.evaluation import describe_conflicts, read_generations, require_same_queries
     from alarm.report import check_report_folder, print_selection, screen, write_selection_report
     from alarm.selection import select_aspect
 
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     require_same_queries("--greedy and --sampled", greedy.name, greedy, sampled.name, sampled)
 
+    for line in describe_conflicts([greedy, sampled]):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     selection = select_aspect(greedy, sampled, args.task_type)
     try:
         write_selection_report(output, selection)

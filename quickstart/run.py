@@ -12,6 +12,7 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -93,7 +94,12 @@ def run_stage(stage: Stage, work: Path, python: str, environment: dict) -> dict 
     try:
         code = child.wait()
     except KeyboardInterrupt:
-        child.wait()  # ^C reaches the whole process group
+        # a terminal's ^C reaches the child too, `kill -INT` this process alone
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+            child.wait()
         raise
     if code:
         print(f"\n{stage.name} ended with exit code {code}; run the same command again to go on from here", flush=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..distinct import distinct
 from ..errors import UserError
 from ..files import read_json, read_rows, require_fields
 from ..spans import Span, Splitter, last_token_of, make_splitter, subsentence_spans, token_offsets
@@ -167,14 +168,16 @@ class _RewardModel:
     def logits(self, rows: list[list[int]], global_first: bool) -> list[Tensor]:
         """ids of each input -> logits of each input, float32 on the CPU, in order; padded positions not removed.
 
+        Equal inputs go through the model once and share their logits. `truncated` counts each of them.
         global_first: the first token attends to all and all to it (Longformer's classification token).
         """
         import torch
 
         from ..checkpoints import padded_batches
 
-        batches = padded_batches(rows, self.tokenizer.pad_token_id, self.batch_size, self.model.device)
-        found: list = [None] * len(rows)
+        different, places = distinct(map(tuple, rows))
+        batches = padded_batches(different, self.tokenizer.pad_token_id, self.batch_size, self.model.device)
+        found: list = [None] * len(different)
         with torch.inference_mode():
             for indices, ids, mask in batches:
                 inputs = {"input_ids": ids, "attention_mask": mask}
@@ -183,7 +186,7 @@ class _RewardModel:
                     inputs["global_attention_mask"][:, 0] = 1
                 for i, logits in zip(indices, self.model(**inputs).logits.float().cpu(), strict=True):
                     found[i] = logits
-        return found
+        return [found[place] for place in places]
 
 
 class UnitClassifier(_RewardModel):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from trl.paths import is_local_path
 
+from ..distinct import distinct
 from ..errors import UserError
 from ..files import is_text, read_rows
 from ..grammar import Checker, mark_tokens
@@ -220,7 +221,9 @@ class MTAspects:
         return AspectScore(self._on_last_token(rollout, values), {"readability": values})
 
     def _confidence(self, rollout: Rollout) -> AspectScore:
-        values = [self.confidence(text) for text in rollout.responses]
+        texts, places = distinct(rollout.responses)
+        found = [self.confidence(text) for text in texts]
+        values = [found[place] for place in places]
         return AspectScore(self._on_last_token(rollout, values), {"language_confidence": values})
 
     def _grammar(self, rollout: Rollout) -> AspectScore:

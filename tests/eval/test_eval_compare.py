@@ -276,6 +276,32 @@ def with_quality(gens: Path) -> None:
         path.write_text(json.dumps(rows))
 
 
+def test_equal_answers_tie_and_conflicts_are_named(tmp_path):
+    """The last bits of a score decide nothing; a score from another model is named, and not used either."""
+    scores = {"factuality_rate": 0.5, "verbosity_rate": 0.5, "completeness_reward": -0.25, "holistic_reward": 1.0}
+    scores["response_length"] = 7
+    rows = [{"query": f"q{i}", "generation": f"answer {i}", **scores} for i in range(20)]
+    other = [
+        row | {"holistic_reward": 1.0 + 1e-7 * i, "completeness_reward": -0.25 - 1e-8} for i, row in enumerate(rows)
+    ]
+    other[3] |= {"generation": "another answer", "holistic_reward": 0.0}
+    folder = tmp_path / "gens"
+    folder.mkdir()
+    for last, warned in ((other[-1], ""), (other[-1] | {"holistic_reward": 5.5}, "1 of 19")):
+        for name, content in (("a", rows), ("b", [*other[:-1], last])):
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        done = run_script("--generations_dir", folder, "--task_type", "qa")
+        assert done.returncode == 0, done.stderr
+        assert warned in done.stderr
+        assert bool(warned) == ("holistic_reward" in done.stderr)
+        assert done.stderr.count("\n") == bool(warned)
+        pair = json.loads((tmp_path / "gens_results" / "eval-results.json").read_text())["a"]["b"]
+        outcomes = {name: [rates[count] for count in ("wins", "ties", "losses")] for name, rates in pair.items()}
+        assert outcomes.pop("holistic_reward") == [1, 19, 0]
+        assert outcomes.pop("completeness_reward") == [1, 19, 0]  # of the one prompt with two answers
+        assert all(one == [0, 20, 0] for one in outcomes.values())
+
+
 def test_judge(gens, monkeypatch):
     with_quality(gens)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-a-secret-of-the-user")

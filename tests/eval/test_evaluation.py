@@ -16,7 +16,9 @@ from alarm.evaluation import (
     METRICS,
     Generations,
     average,
+    comparable_metrics,
     compare,
+    describe_conflicts,
     draw_prompts,
     inconsistency,
     metric_verdicts,
@@ -282,6 +284,97 @@ def test_seed_folders(tmp_path):
     (folder / "a.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"both runs \(a.json\) and seed folders \(seed42\)"):
         read_seeds(folder, "qa")
+
+
+# --- equal answers ---------------------------------------------------------------------------------------------------
+
+
+def run_of(name: str, answers: list[str | None], **metrics: list[float]) -> Generations:
+    values = {key: np.array(value, float) for key, value in metrics.items()}
+    return Generations(name, [f"q{row}" for row in range(len(answers))], answers, values)
+
+
+def test_equal_answers_tie_by_hand():
+    """Five prompts, the first three with equal answers whose scores differ in the last bits or by a token."""
+    bits = 1e-7
+    a = run_of("a", ["x", "y", "", "a wins", "b wins"], holistic_reward=[1 + bits, 2, 0, 3, 1],
+               error_rate=[0.1, 0.2, 0.0, 0.3, 0.1], response_length=[5, 6, 1, 9, 3])  # fmt: skip
+    b = run_of("b", ["x", "y", "", "than b", "over a"], holistic_reward=[1, 2 + bits, bits, 1, 3],
+               error_rate=[0.1 + bits, 0.2 - bits, 0.0, 0.2, 0.2], response_length=[6, 6, 0, 4, 4])  # fmt: skip
+    pair = compare([a, b])["a"]["b"]
+    assert counts(pair["holistic_reward"]) == (1, 3, 1)
+    assert counts(pair["error_rate"]) == (1, 3, 1)
+    assert counts(pair["response_length"]) == (1, 3, 1)
+    assert pair["holistic_reward"]["win_rate"] == 50
+    # error_rate (lower wins) names b on the prompt that a wins, and a on the other: both of the two decided ones
+    assert pair["error_rate"]["holistic_reward_inconsistent"] == 100
+    # the files' own values stay what they are
+    assert compare([a, b])["b"]["holistic_reward-Min"] == bits
+
+
+def test_equal_is_the_text_character_by_character():
+    answers = ["same", "same ", "Same", "cafe\u0301", None, "\ud800"]
+    others = ["same", "same", "same", "caf\u00e9", None, "\ud800"]
+    a = run_of("a", answers, holistic_reward=[1] * 6)
+    b = run_of("b", others, holistic_reward=[0] * 6)
+    # white space, case, another form of a character and a row without an answer: not equal
+    assert metric_verdicts(*comparable_metrics([a, b])["holistic_reward"]).tolist() == [0, 1, 1, 1, 1, 0]
+
+
+def test_equal_answers_tie_in_each_seed():
+    a = [run_of("a", ["x", "y"], holistic_reward=[1, 1]), run_of("a", ["z", "y"], holistic_reward=[1, 1])]
+    b = [run_of("b", ["x", "v"], holistic_reward=[0, 0]), run_of("b", ["w", "y"], holistic_reward=[0, 0])]
+    assert counts(compare([a[0], b[0]], [a[1], b[1]])["a"]["b"]["holistic_reward"]) == (2, 2, 0)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(-3, 3)] * 4), min_size=1, max_size=25))
+@settings(max_examples=100, deadline=None)
+def test_last_bits_of_equal_answers_change_nothing(rows):
+    """Every rate, count, interval and length control is that of the runs whose equal answers have equal values."""
+
+    def runs(noise: float) -> list[Generations]:
+        found = []
+        for which, name in enumerate("ab"):
+            answers = [f"answer {row[which]}" for row in rows]
+            # the value of a text, a little off in the second run
+            score = [row[2 + row[which]] + noise * which * (i + 1) for i, row in enumerate(rows)]
+            length = [float(row[which]) for row in rows]
+            found.append(run_of(name, answers, holistic_reward=score, error_rate=score, response_length=length))
+        return found
+
+    exact, noisy = (compare(runs(noise), draws=50)["a"]["b"] for noise in (0.0, 1e-9))
+    equal = sum(row[0] == row[1] for row in rows)
+    # different texts of equal value are told apart by the noise: leave those cases out
+    if all(row[0] == row[1] or row[2 + row[0]] != row[2 + row[1]] for row in rows):
+        assert noisy == exact
+    assert noisy["holistic_reward"]["ties"] >= equal
+
+
+def test_clearly_different_scores_of_equal_answers_are_named():
+    texts = [f"answer {i}" for i in range(40)]
+    zeros = np.zeros(40)
+    base = {"holistic_reward": zeros - 8, "factuality_rate": zeros + 0.5, "response_length": zeros + 9}
+    a = run_of("a", texts, **base)
+
+    def lines(**changes):
+        return describe_conflicts([a, run_of("b", texts, **{**base, **changes})])
+
+    one = np.eye(40)[3]
+    assert lines() == []
+    assert lines(holistic_reward=zeros - 8 + 0.2, factuality_rate=zeros + 0.5 + one / 3) == []  # bfloat16; one unit
+    assert lines(response_length=zeros + 10) == []  # other tokens, or cut off at the limit
+    (line,) = lines(holistic_reward=zeros - 8 + 2.5 * one)
+    assert all(part in line for part in ("holistic_reward", "1 of 40", "2.5", "a and b"))
+    (line,) = lines(factuality_rate=zeros + 0.25)
+    assert "factuality_rate" in line
+    assert "40 of 40" in line
+    # different answers may differ
+    others = run_of("b", [f"other {i}" for i in range(40)], **{**base, "holistic_reward": zeros})
+    assert describe_conflicts([a, others]) == []
+    # over all pairs and seeds
+    c = run_of("c", texts, **{**base, "holistic_reward": zeros - 4})
+    (line,) = describe_conflicts([a, a, c], [a, a, c])
+    assert "160 of 240" in line
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------

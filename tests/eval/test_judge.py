@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from email.utils import formatdate
@@ -104,6 +106,8 @@ def test_answer_of_a_body():
     # cut off at max_tokens: what the unfinished line would have said is not known
     assert read_answer(body("Output (a) is worse than", finish="length")).failure == "unreadable"
     assert read_answer(body("Output (a)\n\nIt is the one", finish="length")).preferred == "a"
+    assert read_answer(body("Output (a)\n\nNo, wait: Output", finish="length")).failure == "unreadable"
+    assert read_answer(body("Output (a)", finish="length")).failure == "unreadable"
     for malformed in ("text", None, [], {}, {"choices": []}, {"choices": None}, {"error": {"message": "busy"}},
                       {"choices": [{"message": None}]}, {"choices": [{"message": {"content": ["(a)"]}}]}):  # fmt: skip
         with pytest.raises(MalformedReply):
@@ -441,6 +445,30 @@ def test_a_strangers_file_is_left_alone(tmp_path):
         judge.judge(pairs(2))
 
 
+def test_cached_replies_are_read_again(tmp_path):
+    """A cache of an earlier version: what its parser turned round or took for certain is not used as it stands."""
+    [pair] = pairs(1)
+    orders = [(pair.query, pair.a, pair.b), (pair.query, pair.b, pair.a)]
+
+    def write(*records):
+        with (tmp_path / "cache.jsonl").open("w") as file:
+            for texts, preferred, reply in records:
+                key = request_key(server.url, "gpt-3.5-turbo", TEMPLATE, *texts)
+                file.write(json.dumps({"key": key, "preferred": preferred, "failure": None, "reply": reply}) + "\n")
+
+    with stub.JudgeStub() as server:
+        write((orders[0], "a", "B is better than (a)"), (orders[1], "a", "Output (a)"))
+        judge = Judge(settings(server, tmp_path), KEY)
+        assert judge.judge([pair]) == [Judgement(-1, -1)]  # b is better, in either place: it was read as "a"
+        write((orders[0], "a", "(a) is not better."), (orders[1], "a", "Output (a)"))
+        judge = Judge(settings(server, tmp_path), KEY)
+        assert judge.estimate([pair]).calls == 1
+        assert judge.judge([pair])[0].b_first == -1
+        assert [entry["prompt"] for entry in server.log] == [prompt(*orders[0])]
+        # what is asked again is kept and not asked a third time
+        assert Judge(settings(server, tmp_path), KEY).estimate([pair]).calls == 0
+
+
 def test_one_writer(tmp_path):
     judge = Judge(settings("http://127.0.0.1:9/v1", tmp_path), KEY)
     other = Judge(settings("http://127.0.0.1:9/v1", tmp_path), KEY)
@@ -448,8 +476,10 @@ def test_one_writer(tmp_path):
         judge.judge(pairs(2))
 
 
+# `make test &` in a script starts it with SIGINT ignored, and a child inherits that: here it is as in the foreground
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from alarm.errors import report_user_errors
@@ -461,7 +491,8 @@ import json, os
 @report_user_errors
 def main():
     pairs = [Comparison(*texts) for texts in json.loads(Path(sys.argv[1]).read_text())]
-    settings = JudgeSettings({template!r}, Path(sys.argv[2]), base_url=sys.argv[3], timeout=5, backoff=0.01)
+    settings = JudgeSettings({template!r}, Path(sys.argv[2]), base_url=sys.argv[3], timeout=600, backoff=0.01)
+    {before}
     judge = Judge(settings, os.environ["OPENAI_API_KEY"])
     print(json.dumps([judgement.verdict for judgement in judge.judge(pairs)]))
 
@@ -469,10 +500,11 @@ main()
 """
 
 
-def start_run(tmp_path: Path, url: str, comparisons: list[Comparison]) -> subprocess.Popen:
+def start_run(tmp_path: Path, url: str, comparisons: list[Comparison], before: str = "") -> subprocess.Popen:
+    """before: a statement for the child to run before it judges."""
     texts = tmp_path / "pairs.json"
     texts.write_text(json.dumps([[item.query, item.a, item.b] for item in comparisons]))
-    code = RUN.format(paths=[str(ROOT), str(ROOT / "trl")], template=TEMPLATE)
+    code = RUN.format(paths=[str(ROOT), str(ROOT / "trl")], template=TEMPLATE, before=before)
     command = [sys.executable, "-c", code, str(texts), str(tmp_path / "cache.jsonl"), url]
     environment = {key: value for key, value in os.environ.items() if key != "RANK"} | {"OPENAI_API_KEY": KEY}
     return subprocess.Popen(
@@ -481,7 +513,7 @@ def start_run(tmp_path: Path, url: str, comparisons: list[Comparison]) -> subpro
 
 
 def wait_for(server, requests: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120  # of a hang, not of a slow machine
     while len(server.log) < requests:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -511,18 +543,42 @@ def test_killed_twice_and_resumed(tmp_path):
         assert KEY not in err + (tmp_path / "cache.jsonl").read_text()
 
 
+def interrupt(process: subprocess.Popen) -> str:
+    """The first ^C ends the run. -> its stderr. The limit is that of a hang, not of a slow machine."""
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    return err
+
+
 def test_interrupted_by_hand(tmp_path):
-    with stub.JudgeStub(latency=0.05, respond=lambda text, _: time.sleep(9) if "Q q9 " in text else None) as server:
+    over, count = threading.Event(), itertools.count()
+
+    def respond(*_):
+        if next(count) >= 40:  # the endpoint answers no more: the run cannot end by itself
+            over.wait(300)
+
+    with stub.JudgeStub(respond=respond) as server:
         process = start_run(tmp_path, server.url, pairs(200))
-        wait_for(server, 40, process)
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-        assert time.monotonic() - started < 4
-        assert process.returncode == 130
-        assert err.endswith("interrupted\n")
-        assert "Traceback" not in err
-        assert 25 <= 400 - Judge(settings(server, tmp_path), KEY).estimate(pairs(200)).calls < 300
+        wait_for(server, 48, process)
+        interrupt(process)
+        over.set()
+        kept = 400 - Judge(settings(server, tmp_path), KEY).estimate(pairs(200)).calls
+        assert kept == 40
+        assert len(server.log) == 48
+
+
+def test_interrupted_while_it_looks_up_the_name_of_the_endpoint(tmp_path):
+    hang = "import socket, threading; socket.getaddrinfo = lambda *_, **__: print('asked', flush=True) or "
+    hang += "threading.Event().wait()"
+    process = start_run(tmp_path, "http://judge.test/v1", pairs(2), before=hang)
+    assert process.stdout.readline() == "asked\n"
+    interrupt(process)
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def hand_runs() -> list[Generations]:
     """a wins 2, ties 1, loses 1 by holistic_reward."""
     scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 0.0, 3.0, 5.0]}
     return [
-        Generations(name, list("pqrs"), [""] * 4, {"holistic_reward": np.array(values)})
+        Generations(name, list("pqrs"), [None] * 4, {"holistic_reward": np.array(values)})
         for name, values in scores.items()
     ]
 

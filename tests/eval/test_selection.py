@@ -24,7 +24,7 @@ GOLDEN = ROOT / "tests" / "fixtures" / "eval"
 def make_run(name: str, task: str, **metrics: list[float]) -> Generations:
     count = len(metrics["holistic_reward"])
     values = {metric: np.array(metrics.get(metric, [0.0] * count), float) for metric in METRICS[task]}
-    return Generations(name, [f"q{row}" for row in range(count)], [""] * count, values)
+    return Generations(name, [f"q{row}" for row in range(count)], [None] * count, values)
 
 
 def two_answers(task: str, **verdicts: list[int]) -> tuple[Generations, Generations]:
@@ -187,6 +187,36 @@ def test_script_writes_numbers_figure_and_page(tmp_path):
     assert "The paper's numbers (not ours)" in done.stdout
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 100
     assert run_script(*arguments).returncode == 0  # its own output is replaced
+
+
+def test_equal_answers_tie_for_every_metric_and_rank_alike():
+    """The same selection, whether equal answers have equal values or differ in their last bits."""
+    rng = np.random.default_rng(5)
+    texts = {
+        "greedy": [f"g{i % 20}" for i in range(60)],
+        "sampled": [f"g{i % 20}" if i % 3 else f"s{i}" for i in range(60)],
+    }
+
+    def runs(noise: float) -> list[Generations]:
+        made = []
+        for name, answers in texts.items():
+            values = {metric: of_text[metric] for metric in METRICS["qa"]}
+            values = {metric: np.array([values[metric][text] for text in answers]) for metric in values}
+            if name == "sampled":
+                values = {metric: v + noise * rng.normal(size=60) for metric, v in values.items()}
+            made.append(Generations(name, [f"q{i:02}" for i in range(60)], answers, values))
+        return made
+
+    every = sorted({text for answers in texts.values() for text in answers})
+    of_text = {metric: dict(zip(every, rng.normal(size=len(every)), strict=True)) for metric in METRICS["qa"]}
+    exact, noisy = (select_aspect(*runs(noise), "qa", draws=200) for noise in (0.0, 1e-9))
+    assert exact["decided"] == 20
+    decided = {name: metric["decided_share"] for name, metric in noisy["metrics"].items()}
+    assert decided == dict.fromkeys(decided, pytest.approx(100 / 3))
+    assert noisy["metrics"].keys() == exact["metrics"].keys()
+    for name, metric in exact["metrics"].items():
+        assert noisy["metrics"][name] | {"length_correlation": None} == metric | {"length_correlation": None}
+    assert noisy["least_share"] == exact["least_share"]
 
 
 def test_script_defaults_beside_the_generations(tmp_path):

@@ -29,6 +29,7 @@ from alarm.grammar import (
     make_checker,
     parse_matches,
 )
+from helpers import ROOT
 
 TEXTS = [f"text {i} is {'wrong' if i % 3 == 0 else 'right'}" for i in range(30)]
 UNDISTURBED = [
@@ -377,6 +378,41 @@ def test_no_orphan_after_kill_9(fake_java):
     rank.kill()
     rank.wait()
     assert gone(processes)
+
+
+CHECK = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script inherits it ignored
+from alarm.errors import report_user_errors
+from alarm.grammar import LanguageToolChecker, RemoteServer
+
+@report_user_errors
+def main():
+    LanguageToolChecker(RemoteServer(sys.argv[1]), timeout=3600).check([f"text {i}" for i in range(30)])
+
+main()
+"""
+
+
+def test_an_interrupt_does_not_wait_for_a_server_that_hangs():
+    """The limits are those of a hang, not of a slow machine: by itself the run would wait for an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHECK, address],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trl")])},
+        )
+        connection, _ = silent.accept()  # a request is on its way
+        with connection:
+            assert connection.recv(4)
+            process.send_signal(signal.SIGINT)
+            try:
+                _, err = process.communicate(timeout=120)
+            finally:
+                process.kill()
+    assert (process.returncode, err) == (130, "interrupted\n")
 
 
 def test_ranks_of_one_machine_share_a_server_which_outlives_all_but_the_last(fake_java):

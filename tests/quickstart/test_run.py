@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -45,6 +47,37 @@ def test_a_failed_stage_stops_with_its_code_and_is_run_again(work, capfd):
     assert stop.value.code == 3
     run.run_stages([good, writer(work, "b", "2")], work)
     assert (work / "a").read_text() == "1" and (work / "b").read_text() == "2"
+
+
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script inherits it ignored
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+import run
+
+stage = run.Stage("long", "out", lambda: ["-c", "import time; print('begun', flush=True); time.sleep(3600)"])
+run.run_stages([stage], Path(sys.argv[1]))
+"""
+
+
+def test_an_interrupt_of_the_driver_alone_ends_its_stage_too(work):
+    """As by `kill -INT`; a terminal's ^C reaches both. The limit is that of a hang."""
+    paths = [str(ROOT / folder) for folder in ("quickstart", "trl", "")]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(work), *paths],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        while driver.stdout.readline() != "begun\n":
+            assert driver.poll() is None
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=120)  # the stage holds the pipe too
+    finally:
+        driver.kill()
+    assert driver.returncode in (1, 130, -signal.SIGINT)
 
 
 def test_a_resumable_stage_keeps_what_an_interrupted_one_left(work):
