@@ -174,8 +174,13 @@ class Run:
 
     def _hash_files(self) -> None:
         for flag in self.FILES if is_main_process() else ():
-            if self.args.get(flag) is not None:
-                self._take(flag, file_identity(self.args[flag]))
+            path = self.args.get(flag)
+            if path is not None and not Path(path).is_file():
+                raise UserError(
+                    f"--{flag} {path} {'is a folder' if Path(path).is_dir() else 'does not exist'}; name a file"
+                )
+            if path is not None:
+                self._take(flag, file_identity(path))
 
     def _hash_models(self) -> None:
         for flag, name in self.models.items() if is_main_process() else ():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import CHECKPOINTS, FIXTURES, ROOT, load_script
+from alarm.calibrate import main as calibrate
+from helpers import CHECKPOINTS, FIXTURES, ROOT, forget_accelerate, load_script
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class World:
 
     def rows(self, name: str) -> list[dict]:
         return json.loads((self.folder / f"{name}.json").read_text())
+
+
+def value_of(flags: list[str], name: str) -> str:
+    return flags[flags.index(f"--{name}") + 1]
 
 
 def make_world(folder: Path) -> World:
@@ -50,6 +55,25 @@ def make_world(folder: Path) -> World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def sample_flags(world) -> list[str]:
+    """Flags of alarm.calibrate for the world's models and 24 prompts."""
+    rows = json.loads((ROOT / "quickstart" / "data" / "qa" / "train.json").read_text())[:24]
+    prompts = world.folder / "prompts.json"
+    prompts.write_text(json.dumps([row | {"text": row["text"][:160]} for row in rows]))
+    shared = ("policy_ckpt", "holistic_model", "reward_model_dir", "splitter", "dtype", "max_generated_len")
+    flags = [word for name in shared for word in (f"--{name}", value_of(world.flags, name))]
+    return [*flags, "--task", "qa", "--prompts", str(prompts), "--batch_size", "8"]
+
+
+@pytest.fixture(scope="session")
+def calibration(sample_flags, world) -> Path:
+    path = world.folder / "calibration.json"
+    calibrate([*sample_flags, "--save_path", str(path)])
+    forget_accelerate()
+    return path
 
 
 @pytest.fixture

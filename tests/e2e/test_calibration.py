@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from e2e.conftest import value_of
 from e2e.test_train_ppo import TWO_PROCESSES, log_rows, refused, run_script, untimed
 
 import alarm.loop
@@ -17,34 +17,11 @@ from alarm.plot_run import main as plot_run
 from helpers import CHECKPOINTS, ROOT, forget_accelerate, load_script
 
 
-def value_of(flags: list[str], name: str) -> str:
-    return flags[flags.index(f"--{name}") + 1]
-
-
 def without_constants(flags: list[str]) -> list[str]:
     """The world's flags less those that a calibration takes the place of, and less the threshold."""
     at = flags.index("--ultra_mean")
     assert flags[at::2] == ["--ultra_mean", "--ultra_std", "--hierarchical_threshold"]
     return flags[:at]
-
-
-@pytest.fixture(scope="session")
-def sample_flags(world) -> list[str]:
-    """Flags of alarm.calibrate for the world's models and 24 prompts."""
-    rows = json.loads((ROOT / "quickstart" / "data" / "qa" / "train.json").read_text())[:24]
-    prompts = world.folder / "prompts.json"
-    prompts.write_text(json.dumps([row | {"text": row["text"][:160]} for row in rows]))
-    shared = ("policy_ckpt", "holistic_model", "reward_model_dir", "splitter", "dtype", "max_generated_len")
-    flags = [word for name in shared for word in (f"--{name}", value_of(world.flags, name))]
-    return [*flags, "--task", "qa", "--prompts", str(prompts), "--batch_size", "8"]
-
-
-@pytest.fixture(scope="session")
-def calibration(sample_flags, world) -> Path:
-    path = world.folder / "calibration.json"
-    calibrate([*sample_flags, "--save_path", str(path)])
-    forget_accelerate()
-    return path
 
 
 def test_a_calibration_measures_what_test_writes(world, train_ppo, sample_flags, calibration, tmp_path, capfd):
@@ -110,7 +87,7 @@ def test_a_run_uses_its_calibration(world, train_ppo, calibration, tmp_path, cap
     forget_accelerate()
     again = [*flags, "--resume"]
     again[again.index("0.5")] = "0.6"
-    assert "--hierarchical_threshold is" in refused(train_ppo, again, capfd)
+    assert "--threshold_quantile is" in refused(train_ppo, again, capfd)
 
 
 def test_the_gate_of_a_calibration_holds_in_test_too(world, train_ppo, calibration, tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from e2e.test_calibration import calibration, sample_flags  # noqa: F401 (fixtures)
 from e2e.test_train_ppo import log_rows, policy_weights, untimed
 
 from alarm.calibrate import main as calibrate
@@ -69,7 +68,7 @@ def test_a_test(world, bent_policy, train_ppo, tmp_path, capfd, how):
     check_named_once(capfd.readouterr().out)
 
 
-def test_a_calibration(sample_flags, calibration, bent_policy, tmp_path, fresh_accelerate, capfd):  # noqa: F811
+def test_a_calibration(sample_flags, calibration, bent_policy, tmp_path, fresh_accelerate, capfd):
     path = tmp_path / "calibration.json"
     calibrate([*sample_flags, "--policy_ckpt", str(bent_policy), "--save_path", str(path)])
     plain, bent = json.loads(calibration.read_text()), json.loads(path.read_text())
