@@ -372,7 +372,7 @@ def test_save_pretrained_whole_or_not_at_all(tiny_t5, tmp_path, monkeypatch):
     assert AutoTokenizer.from_pretrained(folder).eos_token == "</s>"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr("trl.models.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("trl.value_head.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             trainer.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
