@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from .loading import ADAPTER_CONFIG_FILE, find_file, load_language_model, source_arguments
+from .loading import ADAPTER_CONFIG_FILE, check_folder, find_file, load_language_model, source_arguments
 from .paths import check_base
 from .weights import some_names
 
@@ -171,7 +171,8 @@ def add_reward_adapter(model: nn.Module, name_or_path: str, **source: Any) -> nn
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    if find_file(name_or_path, ADAPTER_CONFIG_FILE, **source) is None:
+    check_folder(name_or_path)
+    if not is_adapter(name_or_path, **source):
         raise ValueError(f"{name_or_path} holds no reward adapter: {ADAPTER_CONFIG_FILE} is missing")
     config = PeftConfig.from_pretrained(name_or_path, **source)
     check_adapter_kind(config, name_or_path)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
+from .paths import is_local_path
 from .weights import load_whole
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -19,6 +20,12 @@ _SOURCE = ("token", "revision", "cache_dir", "force_download", "local_files_only
 def source_arguments(kwargs: dict) -> dict:
     """Those of `from_pretrained`'s arguments that every file needs."""
     return {name: kwargs[name] for name in _SOURCE if name in kwargs}
+
+
+def check_folder(name_or_path: str) -> None:
+    """Raise ValueError for a local path that is no folder."""
+    if is_local_path(name_or_path) and not Path(name_or_path).is_dir():
+        raise ValueError(f"there is no folder {name_or_path}; give the folder of a model or a hub name")
 
 
 def find_file(name_or_path: str, filename: str, **source: Any) -> str | None:

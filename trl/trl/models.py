@@ -23,9 +23,9 @@ from .adapters import (
     reward_adapter_active,
     save_adapter,
 )
+from .corrections import correct_attention
 from .generation import special_tokens
-from .loading import load_language_model, source_arguments
-from .paths import is_local_path
+from .loading import check_folder, load_language_model, source_arguments
 from .reference import create_reference_model
 from .value_head import ValueHead, current_names, load_value_head, save_value_head
 from .weights import some_names
@@ -61,11 +61,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
                 check_adapter_kind(config, f"adapter {name!r}")
             if len(active := pretrained_model.active_adapters) != 1:
                 raise ValueError(f"PPO trains one adapter, and {len(active)} are active: {some_names(active)}; set one")
-        sparse = next((module for module in self.base_model.modules() if hasattr(module, "set_attention_type")), None)
-        if sparse is not None:
-            # BigBird's block-sparse attention depends on the padding of the batch, and a short batch turns it off for
-            # good: the same tokens would get other probabilities
-            sparse.set_attention_type("original_full")
+        correct_attention(self.base_model)
         # Outside of the PEFT model: modules_to_save=["v..."] would also match the value projections of attention.
         self.v_head = ValueHead(self.config, **head).to(self._head_device())
 
@@ -141,8 +137,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
                 )
         elif isinstance(pretrained_model_name_or_path, str | Path):
             name = str(pretrained_model_name_or_path)
-            if is_local_path(name) and not Path(name).is_dir():
-                raise ValueError(f"there is no folder {name}; give the folder of a model or a hub name")
+            check_folder(name)
             if dtype is not None or "quantization_config" not in kwargs:
                 kwargs["dtype"] = torch.float32 if dtype is None else dtype
             if is_adapter(name, **source):
