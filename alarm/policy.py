@@ -37,11 +37,14 @@ def load_model(
     import torch
 
     from trl import AutoModelForSeq2SeqLMWithValueHead
-    from trl.models import is_adapter
+    from trl.adapters import is_adapter
 
     with reported("the policy", policy):
         model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
-            policy, peft_config=None if is_adapter(policy) else fresh_adapter, dtype=getattr(torch, dtype)
+            policy,
+            peft_config=None if is_adapter(policy) else fresh_adapter,
+            dtype=getattr(torch, dtype),
+            v_head_init_strategy="zeros",
         )
     rows = len(model.base_model.get_input_embeddings().weight)
     last = max(tokenizer.get_vocab().values())

@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict:
             batch_size=args.batch_size, mini_batch_size=args.mini_batch_size, gradient_accumulation_steps=1,
             ppo_epochs=args.epochs, log_with="none",
         ),
-        AutoModelForSeq2SeqLMWithValueHead(get_peft_model(model, lora)),
+        AutoModelForSeq2SeqLMWithValueHead(get_peft_model(model, lora), v_head_init_strategy="zeros"),
     )  # fmt: skip
     queries = [torch.randint(2, args.vocabulary, (16,)) for _ in range(args.batch_size)]
     responses = [torch.randint(2, args.vocabulary, (args.tokens,)) for _ in range(args.batch_size)]

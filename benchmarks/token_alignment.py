@@ -57,7 +57,7 @@ def train(alignment: str, steps: int, seed: int, stop_at: float = 1.1, vocabular
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         T5ForConditionalGeneration(config).save_pretrained(folder)
-        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(folder)
+        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(folder, v_head_init_strategy="zeros")
     settings = PPOConfig(
         batch_size=batch, mini_batch_size=batch, gradient_accumulation_steps=1, ppo_epochs=2, learning_rate=5e-4,
         adap_kl_ctrl=False, init_kl_coef=0.01, max_grad_norm=1.0, seed=seed, log_with="none",

@@ -18,7 +18,8 @@ def make_trainer(folder, *, lora: dict | None = None, dtype=None, trainer_kwargs
     torch.manual_seed(0)
     causal = "T5" not in str(folder) and "t5" not in str(folder)
     cls = AutoModelForCausalLMWithValueHead if causal else AutoModelForSeq2SeqLMWithValueHead
-    model = cls.from_pretrained(folder, peft_config=LoraConfig(**lora) if lora else None, dtype=dtype)
+    peft_config = LoraConfig(**lora) if lora else None
+    model = cls.from_pretrained(folder, peft_config=peft_config, dtype=dtype, v_head_init_strategy="zeros")
     config = {"log_with": "none", "learning_rate": 1e-3, **config}
     return PPOTrainer(PPOConfig(**config), model, **(trainer_kwargs or {}))
 
@@ -282,11 +283,13 @@ def test_a_nonfinite_loss_or_gradient_changes_nothing(tiny_t5, monkeypatch):
     values = type(trainer.policy)._values
     with monkeypatch.context() as patch:  # finite at rollout, NaN in training
         patch.setattr(
-            type(trainer.policy), "_values", lambda s, h: values(s, h) * (math.nan if torch.is_grad_enabled() else 1)
+            type(trainer.policy),
+            "_values",
+            lambda *given: values(*given) * (math.nan if torch.is_grad_enabled() else 1),
         )
         assert trainer.step(*make_batch())["ppo/skipped_nonfinite"] == 2
     assert differ(start, weights(trainer)) == 0
-    handle = trainer.policy.v_head.weight.register_hook(lambda grad: grad * math.inf)
+    handle = trainer.policy.v_head.summary.weight.register_hook(lambda grad: grad * math.inf)
     assert trainer.step(*make_batch())["ppo/skipped_nonfinite"] == 2
     handle.remove()
     assert differ(start, weights(trainer)) == 0
@@ -372,7 +375,7 @@ def test_save_pretrained_whole_or_not_at_all(tiny_t5, tmp_path, monkeypatch):
     assert AutoTokenizer.from_pretrained(folder).eos_token == "</s>"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr("trl.models.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("trl.value_head.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             trainer.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -19,7 +19,7 @@ def mask_of(lengths: list[int], side: str = "right") -> torch.Tensor:
 
 
 def with_random_head(model):
-    torch.nn.init.normal_(model.v_head.weight)
+    torch.nn.init.normal_(model.v_head.summary.weight)
     return model
 
 
@@ -29,7 +29,7 @@ def test_seq2seq_forward_scores_every_response_token(tiny_t5):
     queries, responses = torch.randint(3, 500, (2, 7)), torch.randint(3, 500, (2, 5))
     inputs = model.response_inputs(queries, mask_of([7, 4]), responses, mask_of([5, 3]))
     assert inputs["decoder_input_ids"].tolist() == [[0, *row[:-1]] for row in responses.tolist()]
-    logits, values = model(**inputs)
+    logits, _, values = model(**inputs)
     output = model.pretrained_model(
         input_ids=queries, attention_mask=mask_of([7, 4]), labels=responses, output_hidden_states=True
     )
@@ -51,18 +51,18 @@ def test_causal_forward_does_not_see_padding_or_batch_mates(fixture, request):
     joined = torch.cat([query, response], dim=1)
     output = model.pretrained_model(input_ids=joined, output_hidden_states=True)
     torch.testing.assert_close(alone[0], output.logits[:, 2:-1])
-    torch.testing.assert_close(alone[1], model.v_head(output.hidden_states[-1][:, 2:-1]).squeeze(-1))
+    torch.testing.assert_close(alone[2], model.v_head(output.hidden_states[-1][:, 2:-1]).squeeze(-1))
     # beside a longer query and a longer response
     queries = torch.cat([torch.cat([torch.zeros(1, 5).long(), query], 1), torch.randint(3, 48, (1, 8))])
     responses = torch.cat([torch.cat([response, torch.zeros(1, 2).long()], 1), torch.randint(3, 48, (1, 6))])
     padded = model(**model.response_inputs(queries, mask_of([3, 8], "left"), responses, mask_of([4, 6])))
     torch.testing.assert_close(padded[0][:1, :4], alone[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(padded[1][:1, :4], alone[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded[2][:1, :4], alone[2], atol=1e-5, rtol=1e-5)
 
 
 def test_all_positions_by_default(tiny_llama):
     model = AutoModelForCausalLMWithValueHead.from_pretrained(tiny_llama)
-    logits, values = model(torch.ones(1, 5).long(), torch.ones(1, 5).long())
+    logits, _, values = model(torch.ones(1, 5).long(), attention_mask=torch.ones(1, 5).long())
     assert logits.shape == (1, 5, 48) and values.shape == (1, 5)
 
 
@@ -84,17 +84,19 @@ def test_round_trip_restores_weights_and_value_head(tiny_t5, tmp_path, lora):
     trainable = {name for name, p in again.named_parameters() if p.requires_grad}
     assert trainable == {name for name, p in model.named_parameters() if p.requires_grad}
     assert any("lora_" in name for name in trainable) is lora
-    assert {"v_head.weight", "v_head.bias"} <= trainable
+    assert {"v_head.summary.weight", "v_head.summary.bias"} <= trainable
     if lora:  # A and B on q and v of 6 attentions, value head
         assert len(trainable) == 2 * 2 * 6 + 2
 
 
 def test_precision(tiny_t5):
-    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5, peft_config=SEQ2SEQ_LORA, dtype=torch.bfloat16)
+    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
+        tiny_t5, peft_config=SEQ2SEQ_LORA, dtype=torch.bfloat16, v_head_init_strategy="zeros"
+    )
     assert model.base_model.shared.weight.dtype == torch.bfloat16
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     ids, mask = torch.ones(1, 3).long(), torch.ones(1, 3).long()
-    logits, values = model(ids, mask, ids, mask)
+    logits, _, values = model(ids, None, mask, decoder_input_ids=ids, decoder_attention_mask=mask)
     assert logits.dtype == torch.bfloat16 and values.dtype == torch.float32
     # an untrained value head says 0, and no value projection of attention was unfrozen with it
     assert not values.any()

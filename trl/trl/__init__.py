@@ -13,6 +13,8 @@ _HOME = {
     "set_seed": "trainer",
     "AutoModelForCausalLMWithValueHead": "models",
     "AutoModelForSeq2SeqLMWithValueHead": "models",
+    "PreTrainedModelWrapper": "models",
+    "create_reference_model": "reference",
 }
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "AutoModelForSeq2SeqLMWithValueHead",
     "PPOConfig",
     "PPOTrainer",
+    "PreTrainedModelWrapper",
+    "create_reference_model",
     "set_seed",
 ]
 __version__ = "0.1.0"

@@ -59,7 +59,8 @@ def special_tokens(model: nn.Module, tokenizer: Any = None) -> SpecialTokens:
     """The special tokens of a model (a PEFT model or not), its files, and its tokenizer.
 
     Every end token of the tokenizer, the config and the generation config counts, in this order. The start token is
-    the config's, which scoring and fine-tuning use too. Without any pad token the first end token pads, or 0.
+    the config's, which scoring and fine-tuning use too; without one, an encoder-decoder model starts with its first bos
+    token, as transformers lets it. Without any pad token the first end token pads, or 0.
     """
     base = _base_model(model)
     sources = (tokenizer, base.config, base.generation_config)
@@ -70,9 +71,11 @@ def special_tokens(model: nn.Module, tokenizer: Any = None) -> SpecialTokens:
         return list(dict.fromkeys(id for id in flat if id is not None and id >= 0))  # some files have -1 for none
 
     ends = ids("eos_token_id", *sources)
+    starts = ids("decoder_start_token_id", *sources[1:])
+    bos = ids("bos_token_id", *sources[1:])
     return SpecialTokens(
-        start=next(iter(ids("decoder_start_token_id", *sources[1:])), None),
-        bos=next(iter(ids("bos_token_id", *sources[1:])), None),
+        start=next(iter(starts + bos if base.config.is_encoder_decoder else starts), None),
+        bos=next(iter(bos), None),
         ends=tuple(ends),
         pad=[*ids("pad_token_id", *sources), *ends, 0][0],
     )

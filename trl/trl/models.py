@@ -3,291 +3,335 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from transformers.utils import cached_file
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.utils import PushToHubMixin
 
-from .paths import check_base, is_local_path
-from .weights import load_whole, some_names
+from .adapters import (
+    adapter_adds_zero,
+    add_reward_adapter,
+    check_adapter_kind,
+    is_adapter,
+    load_adapter,
+    reward_adapter_active,
+    save_adapter,
+)
+from .corrections import correct_attention
+from .generation import special_tokens
+from .loading import check_folder, load_language_model, source_arguments
+from .reference import create_reference_model
+from .value_head import ValueHead, current_names, load_value_head, save_value_head
+from .weights import some_names
 
-VALUE_HEAD_FILE = "v_head.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-
-
-def _find_file(name_or_path: str, filename: str) -> str | None:
-    """Path of a file of a model folder or hub repository; None where it has no such file."""
-    if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / filename
-        return str(path) if path.is_file() else None
-    return cached_file(
-        name_or_path,
-        filename,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-
-
-def is_adapter(name_or_path: str | Path) -> bool:
-    """Whether a folder or hub repository holds an adapter instead of a whole model."""
-    return _find_file(str(name_or_path), ADAPTER_CONFIG_FILE) is not None
-
-
-def _load_language_model(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict) -> nn.Module:
-    """A language model whose every weight comes from its checkpoint."""
-    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
-        raise ValueError(f"{name_or_path} has neither config.json nor {ADAPTER_CONFIG_FILE}; give a model folder")
-    config = AutoConfig.from_pretrained(name_or_path)
-    if type(config) not in auto_class._model_mapping:
-        kind = "an encoder-decoder" if auto_class is AutoModelForSeq2SeqLM else "a decoder-only"
-        raise ValueError(f"{name_or_path} holds a {config.model_type} model, which is not {kind} language model")
-    if dtype is not None:
-        kwargs = {**kwargs, "dtype": dtype}
-    return load_whole(auto_class, name_or_path, **kwargs)[0]
+__all__ = [
+    "AutoModelForCausalLMWithValueHead",
+    "AutoModelForSeq2SeqLMWithValueHead",
+    "PreTrainedModelWrapper",
+    "ValueHead",
+    "create_reference_model",
+]
 
 
-def _check_adapter_kind(config: Any, name: str) -> None:
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"{name} is a {config.peft_type.value} adapter, which makes sequences longer than PPO counts them; "
-            "train a LoRA adapter instead"
-        )
+class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
+    """A language model (`pretrained_model`, possibly a PEFT model) and its value head (`v_head`).
 
-
-def _embedding_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The base's own input and output embeddings (V, H), below any adapters on them; one tensor if they are tied."""
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for wrapped in ("original_module", "base_layer"):
-        layers = [getattr(layer, wrapped, layer) for layer in layers]
-    return list(dict.fromkeys(layer.weight for layer in layers if layer is not None))
-
-
-def _names_of(parameters: list[nn.Parameter], model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if any(p is one for one in parameters)}
-
-
-def _vocabulary_of(found: dict[str, Tensor], layer: str) -> int | None:
-    """The vocabulary for which an adapter was trained, as far as its weights of the input embedding `layer` tell."""
-    for name, tensor in found.items():
-        if name.startswith(f"base_model.model.{layer}."):
-            if name.endswith(".lora_embedding_A"):  # (rank, V)
-                return tensor.shape[1]
-            if name.endswith((f".{layer}.weight", ".base_layer.weight", ".original_module.weight")):
-                return tensor.shape[0]
-    return None
-
-
-def _load_adapter(auto_class: type, name_or_path: str, dtype: Any, kwargs: dict) -> tuple[nn.Module, set[str]]:
-    """The base model that an adapter folder names, with that adapter, trainable.
-
-    Also the names of those base weights that the folder holds (such as embeddings for added tokens). They are loaded.
+    pretrained_model: a transformers or PEFT model with a language-model head
+    summary_dropout_prob, v_head_initializer_range, v_head_init_strategy: see `ValueHead`
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
 
-    config = PeftConfig.from_pretrained(name_or_path)
-    _check_adapter_kind(config, name_or_path)
-    base = config.base_model_name_or_path
-    if not base:
-        raise ValueError(f"{name_or_path}/{ADAPTER_CONFIG_FILE} names no base model (base_model_name_or_path)")
-    check_base(name_or_path, base)
-    base_model = _load_language_model(auto_class, base, dtype, kwargs)
-    try:
-        found = load_peft_weights(name_or_path, device="cpu")
-        embedding = base_model.get_input_embeddings()
-        (layer,) = [name for name, module in base_model.named_modules() if module is embedding]
-        tokens = len(embedding.weight)
-        trained_for = _vocabulary_of(found, layer) or tokens
-        if trained_for != tokens:
-            base_model.resize_token_embeddings(trained_for, mean_resizing=False)
-        embeddings = _embedding_weights(base_model)
-        model = PeftModel.from_pretrained(base_model, name_or_path, is_trainable=True)
-    except KeyError as error:
-        raise ValueError(f"the adapter in {name_or_path} lacks weights: {error.args[0]}") from None
-    except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the adapter in {name_or_path} cannot be put on {base}: {reason}") from None
-    # PEFT only warns, and leaves such weights at their fresh values
-    adapter = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if missing := adapter - found.keys():
-        raise ValueError(f"the adapter in {name_or_path} lacks weights: {some_names(missing)}")
-    if trained_for != tokens and (missing := _names_of(embeddings, model) - found.keys()):
-        raise ValueError(
-            f"the adapter in {name_or_path} was trained with {trained_for} tokens, {base} has {tokens}, and the "
-            f"adapter file lacks {some_names(missing)}; give a base model of {trained_for} tokens"
-        )
-    # PEFT drops these in silence
-    known = adapter | set(get_peft_model_state_dict(model, save_embedding_layers=True)) | set(model.state_dict())
-    if unknown := found.keys() - known:
-        raise ValueError(
-            f"the adapter in {name_or_path} holds weights that {base} has no place for: {some_names(unknown)}"
-        )
-    return model, found.keys() & {name for name, _ in model.named_parameters()} - adapter
+    transformers_parent_class: type
+    lm_head_namings: tuple[str, ...]
+    supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
-
-class _ModelWithValueHead(nn.Module):
-    """A language model (`pretrained_model`, possibly a PEFT model) and its value head (`v_head`)."""
-
-    auto_class: type
-
-    def __init__(self, pretrained_model: nn.Module) -> None:
+    def __init__(self, pretrained_model: nn.Module, **head: Any) -> None:
         super().__init__()
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
         self._loaded_base_weights: set[str] = set()  # names of base weights that came with the adapter
-        if self.is_peft:
+        self._check_kind()
+        if self.is_peft_model:
             for name, config in pretrained_model.peft_config.items():
-                _check_adapter_kind(config, f"adapter {name!r}")
+                check_adapter_kind(config, f"adapter {name!r}")
             if len(active := pretrained_model.active_adapters) != 1:
                 raise ValueError(f"PPO trains one adapter, and {len(active)} are active: {some_names(active)}; set one")
-        hidden_size = self.base_model.get_input_embeddings().weight.shape[1]
-        hidden_size = getattr(self.config, "d_model", None) or getattr(self.config, "hidden_size", hidden_size)
+        correct_attention(self.base_model)
         # Outside of the PEFT model: modules_to_save=["v..."] would also match the value projections of attention.
-        # float32 whatever the model's type; zeros, so that an untrained head adds no noise to the first advantages.
-        device = next(pretrained_model.parameters()).device
-        self.v_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=device)
-        nn.init.zeros_(self.v_head.weight)
-        nn.init.zeros_(self.v_head.bias)
+        self.v_head = ValueHead(self.config, **head).to(self._head_device())
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, peft_config: Any = None, dtype: Any = None, **kwargs: Any):
-        """Load a policy.
+    def _check_kind(self) -> None:
+        name = type(self.base_model).__name__
+        if not self.is_peft_model and hasattr(self.pretrained_model, "peft_config"):
+            raise ValueError(
+                f"the {name} has adapters inside (add_adapter); load it as a PeftModel, or give its folder"
+            )
+        # a class of transformers that has a language-model head can generate, and no other can
+        if not self.base_model.can_generate():
+            raise ValueError(f"{name} does not have a language model head; give a model that has one")
+        encoder_decoder = self.transformers_parent_class is AutoModelForSeq2SeqLM
+        if bool(getattr(self.config, "is_encoder_decoder", False)) != encoder_decoder:
+            kind = "an encoder-decoder" if encoder_decoder else "a decoder-only"
+            raise ValueError(f"{name} is not {kind} language model")
 
-        name_or_path: a base model (folder or hub name), an adapter folder (its adapter is trainable again), or a
-            folder written by `save_pretrained` (the value head is restored; elsewhere it starts at zero). Base weights
-            in an adapter folder are loaded too, and stay frozen. The embeddings are resized if the adapter was trained
-            with another number of tokens.
-        peft_config: adds a fresh adapter to a base model
-        dtype: of the base weights, such as torch.bfloat16; adapters and value head are float32
-        kwargs: to transformers' `from_pretrained`
-
-        Raises ValueError, naming the weights, where the checkpoint lacks some or holds some of the wrong shape, and for
-        adapters that make sequences longer (prompt tuning and similar kinds).
-        """
-        name = str(name_or_path)
-        if is_local_path(name) and not Path(name).is_dir():
-            raise ValueError(f"there is no folder {name}; give the folder of a model or a hub name")
-        loaded: set[str] = set()
-        if is_adapter(name):
-            if peft_config is not None:
-                raise ValueError(f"{name} is a trained adapter: leave peft_config out to train it on")
-            pretrained_model, loaded = _load_adapter(cls.auto_class, name, dtype, kwargs)
-        else:
-            pretrained_model = _load_language_model(cls.auto_class, name, dtype, kwargs)
-            if peft_config is not None:
-                from peft import get_peft_model
-
-                pretrained_model = get_peft_model(pretrained_model, peft_config)
-        model = cls(pretrained_model)
-        model._loaded_base_weights = loaded
-        head = _find_file(name, VALUE_HEAD_FILE)
-        if head:
-            model._load_value_head(head)
-        return model.eval()
-
-    def _load_value_head(self, path: str) -> None:
-        try:
-            state = load_file(path)
-            self.v_head.load_state_dict(state)
-        except (RuntimeError, SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} does not hold this model's value head: {reason}") from None
+    def _head_device(self) -> torch.device:
+        devices = set(self._device_map.values())
+        if devices & {"cpu", "disk"} and devices != {"cpu"}:
+            raise ValueError("the model is offloaded to CPU or disk, where it cannot train; choose another device_map")
+        head = self.base_model.get_output_embeddings()
+        return next((head or self.base_model).parameters()).device
 
     @property
-    def is_peft(self) -> bool:
-        return hasattr(self.pretrained_model, "peft_config")
+    def _device_map(self) -> dict[str, Any]:
+        return getattr(self.base_model, "hf_device_map", None) or {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | nn.Module,
+        *,
+        peft_config: Any = None,
+        reward_adapter: str | Path | None = None,
+        is_trainable: bool = True,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        **kwargs: Any,
+    ) -> PreTrainedModelWrapper:
+        """Load a policy, in eval mode.
+
+        pretrained_model_name_or_path: a transformers or PEFT model; or the folder or hub name of a base model, of an
+            adapter, or of what `save_pretrained` or TRL wrote (the value head is restored). Base weights in an adapter
+            folder are loaded too, and stay frozen. The embeddings are resized if the adapter was trained with another
+            number of tokens.
+        peft_config: adds a fresh adapter to a base model
+        reward_adapter: folder or hub name of a reward model's LoRA adapter on the same base, for
+            `compute_reward_score`; for PEFT models only
+        is_trainable: whether the adapter of an adapter folder trains. TRL's default was False, which trained the value
+            head alone.
+        dtype (or torch_dtype): of the base weights, such as torch.bfloat16, or "auto" for the checkpoint's. The default
+            is float32, in which small updates are not lost. Adapters and value head are float32.
+        kwargs: `supported_args` to the value head, all others to transformers' `from_pretrained`
+
+        Raises ValueError, naming the weights, if the checkpoint lacks some or holds some of the wrong shape, for a
+        model without a language-model head, and for adapters that make sequences longer (prompt tuning and similar
+        kinds).
+        """
+        head = {name: kwargs.pop(name) for name in cls.supported_args if name in kwargs}
+        if "use_auth_token" in kwargs:  # its name before
+            kwargs["token"] = kwargs.pop("use_auth_token")
+        dtype = torch_dtype if dtype is None else dtype
+        loaded: set[str] = set()
+        source, name = source_arguments(kwargs), None
+        if isinstance(pretrained_model_name_or_path, nn.Module):
+            pretrained_model = pretrained_model_name_or_path
+            if not isinstance(pretrained_model, PreTrainedModel) and not hasattr(pretrained_model, "get_base_model"):
+                raise ValueError(f"a {type(pretrained_model).__name__} is neither a transformers nor a PEFT model")
+            if unused := [*kwargs, *(["dtype"] if dtype is not None else [])]:
+                warnings.warn(
+                    f"the model is already loaded, so these have no effect: {some_names(unused)}", stacklevel=2
+                )
+        elif isinstance(pretrained_model_name_or_path, str | Path):
+            name = str(pretrained_model_name_or_path)
+            check_folder(name)
+            if dtype is not None or "quantization_config" not in kwargs:
+                kwargs["dtype"] = torch.float32 if dtype is None else dtype
+            if is_adapter(name, **source):
+                if peft_config is not None:
+                    raise ValueError(f"{name} is a trained adapter: leave peft_config out to train it on")
+                pretrained_model, loaded = load_adapter(cls.transformers_parent_class, name, is_trainable, kwargs)
+            else:
+                pretrained_model = load_language_model(cls.transformers_parent_class, name, kwargs)
+        else:
+            raise ValueError(f"give a name, a folder or a model, not {pretrained_model_name_or_path!r:.80}")
+        if peft_config is not None:
+            pretrained_model = _with_fresh_adapter(pretrained_model, peft_config)
+        model = cls(pretrained_model, **head)
+        model._loaded_base_weights = loaded
+        if name is not None:
+            load_value_head(model.v_head, name, **source)
+        if reward_adapter is not None:
+            if not model.is_peft_model:
+                raise ValueError("reward_adapter is for a PEFT model; give peft_config too, or an adapter folder")
+            if not isinstance(reward_adapter, str | Path):
+                raise ValueError(f"reward_adapter must be a folder or a hub name, not {reward_adapter!r:.80}")
+            model.score = add_reward_adapter(pretrained_model, str(reward_adapter), **source)
+        return model.eval()
+
+    @property
+    def is_peft_model(self) -> bool:
+        return hasattr(self.pretrained_model, "get_base_model")
 
     @property
     def base_model(self) -> nn.Module:
         """The transformers model, without the PEFT wrapper around it."""
-        return self.pretrained_model.get_base_model() if self.is_peft else self.pretrained_model
+        return self.pretrained_model.get_base_model() if self.is_peft_model else self.pretrained_model
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    @property
+    def is_sequential_parallel(self) -> bool:
+        """Whether the layers are on more than one device (device_map)."""
+        return len(set(self._device_map.values())) > 1
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate` of the wrapped model."""
+        return self.pretrained_model.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict:
+        return self.pretrained_model.prepare_inputs_for_generation(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        self.base_model.gradient_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.base_model.gradient_checkpointing_disable()
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Without arguments, the weights under TRL's names: those of the wrapped model, and `v_head.*`.
+
+        For a PEFT model the value head alone. With arguments, as other modules and DeepSpeed call it, every weight
+        under its full name.
+        """
+        if args or kwargs:
+            return super().state_dict(*args, **kwargs)
+        weights = {} if self.is_peft_model else self.pretrained_model.state_dict()
+        return weights | {f"v_head.{name}": tensor for name, tensor in self.v_head.state_dict().items()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, **kwargs: Any) -> _IncompatibleKeys:
+        """Load what `state_dict` gave, with or without arguments, also that of TRL."""
+        state = current_names(state_dict)
+        if self.is_peft_model and all(name.startswith("v_head.") for name in state):
+            state = {name.removeprefix("v_head."): tensor for name, tensor in state.items()}
+            return self.v_head.load_state_dict(state, strict, **kwargs)
+        if not any(name.startswith("pretrained_model.") for name in state):
+            state = {
+                name if name.startswith("v_head.") else f"pretrained_model.{name}": tensor
+                for name, tensor in state.items()
+            }
+        return super().load_state_dict(state, strict, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """Write the adapter (PEFT) or the whole model in its usual files, and the value head beside it.
 
         Base weights go with the adapter if they train, came with it, or are embeddings of another size than the base's.
+
+        state_dict: the weights to write, under the names that `state_dict()` gives; left out, the model's own
+        is_main_process: False writes nothing
+        kwargs: to transformers' `save_pretrained` (max_shard_size...); an adapter is one safetensors file
         """
-        if self.is_peft:
-            self._save_adapter(Path(folder))
+        if not is_main_process:
+            return
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private", "token") if name in kwargs}
+        push = kwargs.pop("push_to_hub", False)
+        folder = Path(save_directory)
+        state = self.state_dict() if state_dict is None else state_dict
+        if self.is_peft_model:
+            save_adapter(self.pretrained_model, folder, self._loaded_base_weights)
         else:
-            self.pretrained_model.save_pretrained(str(folder))
-        state = {name: p.detach().cpu().contiguous() for name, p in self.v_head.state_dict().items()}
-        save_file(state, str(Path(folder) / VALUE_HEAD_FILE))
-
-    def _adapter_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The active adapter's weights under their names in its file, and all other weights that train."""
-        from peft import get_peft_model_state_dict
-
-        model = self.pretrained_model
-        (active,) = model.active_adapters
-        adapter = get_peft_model_state_dict(model, adapter_name=active, save_embedding_layers=False)
-        places = {tensor.data_ptr() for tensor in adapter.values()}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        return adapter, {name: p for name, p in trained.items() if p.data_ptr() not in places}
-
-    def _save_adapter(self, folder: Path) -> None:
-        from peft.utils import SAFETENSORS_WEIGHTS_NAME
-
-        model = self.pretrained_model
-        (active,) = model.active_adapters
-        # PEFT's own rule for embeddings asks the hub, and would write tied ones twice
-        model.save_pretrained(str(folder), selected_adapters=[active], save_embedding_layers=False)
-        if active != "default":  # in a subfolder, where it would not be found
-            for file in (folder / active).iterdir():
-                file.replace(folder / file.name)
-            (folder / active).rmdir()
-        adapter, others = self._adapter_weights()
-        names = self._loaded_base_weights | self._resized_embeddings()
-        others |= {name: p for name, p in model.named_parameters() if name in names}
-        if others:
-            state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in (adapter | others).items()}
-            save_file(state, str(folder / SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
-
-    def _resized_embeddings(self) -> set[str]:
-        """Names of the base's embeddings, if its checkpoint has another vocabulary size or cannot be looked at."""
-        (active,) = self.pretrained_model.active_adapters
-        base = self.pretrained_model.peft_config[active].base_model_name_or_path
-        embeddings = _embedding_weights(self.base_model)
-        try:
-            tokens = AutoConfig.from_pretrained(base or "", local_files_only=True).get_text_config().vocab_size
-        except (OSError, ValueError):
-            tokens = None
-        return set() if tokens == len(embeddings[0]) else _names_of(embeddings, self.pretrained_model)
+            own = {name: tensor for name, tensor in state.items() if not name.startswith("v_head.")}
+            self.pretrained_model.save_pretrained(str(folder), state_dict=own, **kwargs)
+        prefix = "v_head."
+        save_value_head({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, folder)
+        if push:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
     def adapter_adds_zero(self) -> bool:
         """Whether the model computes what it does with adapters off, and only low-rank terms will train: fresh LoRA."""
-        if not self.is_peft or len(self.pretrained_model.peft_config) > 1:
-            return False
-        adapter, others = self._adapter_weights()
-        if others or not all(".lora_A." in name or ".lora_B." in name for name in adapter):
-            return False
-        return not any(tensor.any() for name, tensor in adapter.items() if ".lora_B." in name)
+        return self.is_peft_model and adapter_adds_zero(self.pretrained_model)
+
+    # --- forward -----------------------------------------------------------------------------------------------------
+
+    def _run(self, **inputs: Any) -> tuple[Any, Tensor]:
+        """The wrapped model's output, and the decoder's last hidden state (B, T, H)."""
+        with self._last_hidden_state() as kept:
+            output = self.pretrained_model(**inputs)
+        return output, kept[-1]
+
+    def _accepted(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Those arguments that the wrapped model's forward has."""
+        names = inspect.signature(self.base_model.forward).parameters
+        return {name: value for name, value in defaults.items() if name in names}
 
     @contextmanager
     def _last_hidden_state(self):
         """Yield a list that receives the decoder's last hidden state (`output_hidden_states` keeps every layer's)."""
         kept: list[Tensor] = []
-        hook = self.base_model.get_decoder().register_forward_hook(lambda _m, _i, output: kept.append(output[0]))
+        decoder = _decoder(self.base_model)
+        if hasattr(decoder, "output_projection"):  # FSMT's decoder returns logits
+            hook = decoder.output_projection.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0]))
+        else:
+            hook = decoder.register_forward_hook(lambda _m, _i, output: kept.append(output[0]))
         try:
             yield kept
         finally:
             hook.remove()
 
-    def _values(self, hidden: Tensor) -> Tensor:
-        return self.v_head(hidden.to(self.v_head.weight.dtype)).squeeze(-1).float()
+    def _values(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """(B, T) float32 from (B, T, H)."""
+        return self.v_head(hidden).squeeze(-1).float().to(logits.device)
+
+    # --- the adapter of a reward model -------------------------------------------------------------------------------
+
+    @property
+    def supports_rm_adapter(self) -> bool:
+        return hasattr(self, "score")
+
+    @torch.no_grad()
+    def compute_reward_score(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        ppo_adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Scores (B, T, labels) of the reward adapter at every token; without gradients.
+
+        ppo_adapter_name: the adapter that is active afterwards; left out, the one that is active now
+        """
+        if not self.supports_rm_adapter:
+            raise ValueError("this model has no reward adapter; give reward_adapter to from_pretrained")
+        inputs = self._inputs(input_ids, None, attention_mask, kwargs)
+        with reward_adapter_active(self.pretrained_model, ppo_adapter_name):
+            _, hidden = self._run(**inputs)
+        return self.score(hidden.to(self.score.weight))
 
 
-class AutoModelForSeq2SeqLMWithValueHead(_ModelWithValueHead):
+def _with_fresh_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+    from peft import PeftConfig, get_peft_model
+
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(
+            f"peft_config must be a configuration of PEFT, such as LoraConfig(...), not {peft_config!r:.80}"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError("the model has an adapter already: leave peft_config out to train it on")
+    return get_peft_model(model, peft_config)
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """The module whose output is the decoder's last hidden state."""
+    while hasattr(model, "get_decoder") and (inner := model.get_decoder()) is not model:
+        model = inner
+    return model
+
+
+class AutoModelForSeq2SeqLMWithValueHead(PreTrainedModelWrapper):
     """An encoder-decoder language model (T5, mT5, BART...) with a value head on the decoder."""
 
-    auto_class = AutoModelForSeq2SeqLM
+    transformers_parent_class = AutoModelForSeq2SeqLM
+    lm_head_namings = ("lm_head", "embed_out", "output_projection")
     query_padding = "right"
 
     def response_inputs(self, query_ids: Tensor, query_mask: Tensor, response_ids: Tensor, mask: Tensor) -> dict:
@@ -295,7 +339,7 @@ class AutoModelForSeq2SeqLMWithValueHead(_ModelWithValueHead):
 
         query_ids, query_mask: (B, Q); response_ids, mask: (B, T), padded on the right
         """
-        start = self.config.decoder_start_token_id
+        start = special_tokens(self.base_model).start
         if start is None:
             raise ValueError("the model's config has no decoder_start_token_id; set it")
         first = torch.full_like(response_ids[:, :1], start)
@@ -307,29 +351,31 @@ class AutoModelForSeq2SeqLMWithValueHead(_ModelWithValueHead):
             "decoder_attention_mask": mask,
         }
 
+    def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:
+        given = {"input_ids": input_ids, "past_key_values": past_key_values, "attention_mask": attention_mask} | kwargs
+        given = {name: value for name, value in given.items() if value is not None}
+        return self._accepted({"use_cache": "past_key_values" in given}) | given
+
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        decoder_input_ids: Tensor,
-        decoder_attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) in the model's type and values (B, T) float32, for (B, T) decoder inputs."""
-        with self._last_hidden_state() as kept:
-            logits = self.pretrained_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=decoder_input_ids,
-                decoder_attention_mask=decoder_attention_mask,
-                use_cache=False,
-            ).logits
-        return logits, self._values(kept[-1])
+        input_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
+
+        kwargs: to the wrapped model (decoder_input_ids, decoder_attention_mask, labels...); T: decoder inputs
+        """
+        output, hidden = self._run(**self._inputs(input_ids, past_key_values, attention_mask, kwargs))
+        return output.logits, output.loss, self._values(hidden, output.logits)
 
 
-class AutoModelForCausalLMWithValueHead(_ModelWithValueHead):
+class AutoModelForCausalLMWithValueHead(PreTrainedModelWrapper):
     """A decoder-only language model (GPT-2, Llama...) with a value head."""
 
-    auto_class = AutoModelForCausalLM
+    transformers_parent_class = AutoModelForCausalLM
+    lm_head_namings = ("lm_head", "embed_out")
     query_padding = "left"
 
     def response_inputs(self, query_ids: Tensor, query_mask: Tensor, response_ids: Tensor, mask: Tensor) -> dict:
@@ -343,19 +389,30 @@ class AutoModelForCausalLMWithValueHead(_ModelWithValueHead):
             "logits_to_keep": response_ids.shape[1],
         }
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) in the model's type and values (B, T) float32 at the last T = `logits_to_keep` positions.
+    def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:
+        given = {"input_ids": input_ids, "past_key_values": past_key_values, "attention_mask": attention_mask} | kwargs
+        given = {name: value for name, value in given.items() if value is not None}
+        defaults: dict[str, Any] = {"use_cache": "past_key_values" in given}
+        if attention_mask is not None and "past_key_values" not in given:
+            defaults["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        return self._accepted(defaults) | given
 
-        0 keeps all positions. Position numbers start at the first unmasked token of a row.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
+
+        logits_to_keep: T, the last positions; 0 keeps all
+        kwargs: to the wrapped model (labels, position_ids...). Position numbers start at the first unmasked token of a
+            row unless they are given.
         """
-        accepted = inspect.signature(self.base_model.forward).parameters
-        optional = {
-            "position_ids": (attention_mask.long().cumsum(1) - 1).clamp(min=0),
-            "logits_to_keep": logits_to_keep,
-            "use_cache": False,
-        }
-        optional = {name: value for name, value in optional.items() if name in accepted}
-        with self._last_hidden_state() as kept:
-            logits = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask, **optional).logits
+        inputs = self._inputs(input_ids, past_key_values, attention_mask, kwargs)
+        output, hidden = self._run(**inputs, **self._accepted({"logits_to_keep": logits_to_keep}))
         # [-0:] is the whole
-        return logits[:, -logits_to_keep:], self._values(kept[-1][:, -logits_to_keep:])
+        logits = output.logits[:, -logits_to_keep:]
+        return logits, output.loss, self._values(hidden[:, -logits_to_keep:], logits)

@@ -29,6 +29,7 @@ from . import ppo_math
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
 from .ppo_math import LossSums
+from .value_head import current_names
 
 TRAINABLE_FILE = "trainable.safetensors"
 STATE_FILE = "trainer_state.json"
@@ -174,7 +175,7 @@ class PPOTrainer:
 
         self._ref_model = None
         if ref_model is not None:
-            if model.is_peft:
+            if model.is_peft_model:
                 raise ValueError("a PEFT model as given is its own reference; leave ref_model out")
             ref_model = ref_model if isinstance(ref_model, type(model)) else type(model)(ref_model)
             self._ref_model = ref_model.eval().requires_grad_(False).to(self.accelerator.device)
@@ -347,7 +348,7 @@ class PPOTrainer:
             rows = slice(start, start + size)
             inputs, labels = self._model_inputs(queries[rows], responses[rows])
             columns = slice(0, labels.shape[1])
-            logits, values[rows, columns] = self.policy(**inputs)
+            logits, _, values[rows, columns] = self.policy(**inputs)
             logprobs[rows, columns] = ppo_math.token_logprobs(logits, labels)
             entropy[rows, columns] = ppo_math.token_entropy(logits)
             if self.config.kl_penalty == "full":
@@ -454,7 +455,7 @@ class PPOTrainer:
             [experience.queries[row] for row in rows], [experience.responses[row] for row in rows]
         )
         with self._only_lora_dropout():
-            logits, values = self.model(**inputs)
+            logits, _, values = self.model(**inputs)
         columns = labels.shape[1]
         return ppo_math.loss_sums(
             ppo_math.token_logprobs(logits, labels),
@@ -709,7 +710,7 @@ class PPOTrainer:
         models.clear()
         path = Path(folder) / TRAINABLE_FILE
         try:
-            state = load_file(str(path))
+            state = current_names(load_file(str(path)))
         except (SafetensorError, OSError) as error:
             raise DamagedStateError(f"{path} cannot be read: {error}") from None
         weights = self._trainable_weights()
