@@ -666,17 +666,16 @@ class PPOTrainer:
             logits, values[rows, columns] = self.policy(**inputs)
             logprobs[rows, columns] = ppo_math.token_logprobs(logits, labels)
             entropy[rows, columns] = ppo_math.token_entropy(logits)
-            full = self.config.kl_penalty == "full"
-            if not full:
+            kind = self.config.kl_penalty
+            if kind != "full":
                 del logits  # before the reference makes as many
             ref_logits = self._reference_logits(inputs)
             ref_logprobs[rows, columns] = ppo_math.token_logprobs(ref_logits, labels)
-            if full:
+            if kind == "full":
                 kl[rows, columns] = ppo_math.full_kl(logits, ref_logits)
             else:
-                kl[rows, columns] = ppo_math.kl_penalty(
-                    logprobs[rows, columns], ref_logprobs[rows, columns], self.config.kl_penalty
-                )
+                kl[rows, columns] = ppo_math.kl_penalty(logprobs[rows, columns], ref_logprobs[rows, columns], kind)
+            del ref_logits  # before the policy makes as many
         return tuple(torch.where(mask, x, 0) for x in (logprobs, values, kl, entropy, ref_logprobs))
 
     def _rollout_statistics(
