@@ -32,19 +32,22 @@ from torch.utils.data import DataLoader, default_collate
 from . import ppo_math
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
-from .ppo_math import LossSums
+from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
 
 TRAINABLE_FILE = "trainable.safetensors"
 STATE_FILE = "trainer_state.json"
 STATE_PATTERNS = (TRAINABLE_FILE, "*.bin", "*.pkl", "**/*.pt")  # of the files that accelerate and DeepSpeed write
 
-# methods of TRL's PPOTrainer that have no counterpart, and what to use instead
+# attributes of TRL's PPOTrainer that have no counterpart, and what to use instead
 ABSENT = {
     "train_minibatch": "call step, which makes all updates on a batch",
     "record_step_stats": "step returns the statistics",
     "gather_stats": "what step returns is over all processes already",
     "create_model_card": "write the README.md of a model yourself",
     "prepare_dataloader": "give the constructor a dataset and a data_collator",
+    "is_distributed": "see accelerator.num_processes",
+    "running": "save_state keeps the moments of the scores",
+    "optional_peft_ctx": "use model.pretrained_model.disable_adapter",
 }
 
 
@@ -155,7 +158,6 @@ class PPOTrainer:
     data_collator: list of examples -> batch; left out, torch's `default_collate`, which stacks tensors of one shape.
         The tensors of a batch are moved to the trainer's device.
     num_shared_layers: layers that model and reference share, and that do not train. Only without `ref_model` and PEFT.
-    training_data_collator: has no use here
 
     The constructor seeds all random numbers with seed + process index, so that processes sample different responses.
     The type of the weights decides the precision: accelerate's autocast is off, it would turn the logits to float32.
@@ -172,7 +174,6 @@ class PPOTrainer:
         data_collator: Callable[[list], Any] | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
-        training_data_collator: Callable | None = None,
     ) -> None:
         if not isinstance(config, PPOConfig):
             raise ValueError(f"config must be a PPOConfig, not {type(config).__name__}")
@@ -187,8 +188,6 @@ class PPOTrainer:
                 f"no dataset was given, so there is no dataloader; step takes batch_size ({config.batch_size}) samples",
                 stacklevel=2,
             )
-        if training_data_collator is not None:
-            warnings.warn("training_data_collator has no effect: step takes lists of tensors", stacklevel=2)
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = _make_accelerator(config)
@@ -228,11 +227,11 @@ class PPOTrainer:
         self.dataloader = None if dataset is None else self._make_dataloader(data_collator or default_collate)
 
         if config.adap_kl_ctrl:
-            self.kl_controller = ppo_math.AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+            self.kl_controller = AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
         else:
-            self.kl_controller = ppo_math.FixedKLController(config.init_kl_coef)
-        self.running = ppo_math.RunningMoments()  # of the scores, for `use_score_scaling`
-        self.best_score = -math.inf  # highest mean score of a step, for `push_to_hub_if_best_kwargs`
+            self.kl_controller = FixedKLController(config.init_kl_coef)
+        self._moments = RunningMoments()  # of the scores, for `use_score_scaling`
+        self._best_score = -math.inf  # highest mean score of a step, for `push_to_hub_if_best_kwargs`
         self.steps_done = 0  # calls of `step`, skipped ones included: the x axis of the tracker
         self.accelerator.register_for_checkpointing(self)
         self.accelerator.register_save_state_pre_hook(self._save_trainable)
@@ -302,15 +301,11 @@ class PPOTrainer:
         return self.steps_done
 
     @property
-    def is_distributed(self) -> bool:
-        return self.accelerator.num_processes > 1
-
-    @property
-    def kl_ctl(self) -> ppo_math.FixedKLController:
+    def kl_ctl(self) -> FixedKLController:
         return self.kl_controller
 
     @kl_ctl.setter
-    def kl_ctl(self, controller: ppo_math.FixedKLController) -> None:
+    def kl_ctl(self, controller: FixedKLController) -> None:
         self.kl_controller = controller
 
     def prepare_model_inputs(self, queries: Sequence[Tensor], responses: Sequence[Tensor]) -> dict:
@@ -612,9 +607,9 @@ class PPOTrainer:
         """Placed scores (B, T), scaled and clipped as the config asks (see `step`)."""
         config = self.config
         if config.use_score_scaling:
-            self.running.update(placed.sum(1), self._total)
-            mean = self.running.mean if config.use_score_norm else 0.0
-            placed = ppo_math.scale_scores(placed, mask, self.running.std, mean)
+            self._moments.update(placed.sum(1), self._total)
+            mean = self._moments.mean if config.use_score_norm else 0.0
+            placed = ppo_math.scale_scores(placed, mask, self._moments.std, mean)
         return placed if config.score_clip is None else ppo_math.clip_scores(placed, config.score_clip)
 
     def _push_if_best(self, placed: Tensor) -> None:
@@ -623,8 +618,8 @@ class PPOTrainer:
         if config.push_to_hub_if_best_kwargs and (self.steps_done - 1) % config.compare_steps == 0:
             sums = placed.sum(1)
             mean = float(ppo_math.masked_mean(sums, torch.ones_like(sums), self._total))
-            if mean > self.best_score:
-                self.best_score = mean
+            if mean > self._best_score:
+                self._best_score = mean
                 self.push_to_hub(**config.push_to_hub_if_best_kwargs)
 
     def _model_inputs(self, queries: Sequence[Tensor], responses: Sequence[Tensor]) -> tuple[dict, Tensor]:
@@ -1071,16 +1066,16 @@ class PPOTrainer:
         return {
             "kl_controller": self.kl_controller.state_dict(),
             "steps_done": self.steps_done,
-            "running": self.running.state_dict(),
-            "best_score": self.best_score,
+            "running": self._moments.state_dict(),
+            "best_score": self._best_score,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.steps_done = state["steps_done"]
         if "running" in state:  # an older version saved none of these
-            self.running.load_state_dict(state["running"])
-            self.best_score = state["best_score"]
+            self._moments.load_state_dict(state["running"])
+            self._best_score = state["best_score"]
 
     def _trainable_weights(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
