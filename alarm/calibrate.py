@@ -204,6 +204,7 @@ def sample_and_score(args, policy: str, rows: list[dict], prompt_of, aspects: li
     from .loop import Scorer, cut_inputs, evaluate, say_counts
     from .policy import encode_splits, load_tokenizer
     from .rewards import RewardRecipe
+    from .rollout import generator
 
     state = process_state()
     max_input, max_generated = limits_of(args)
@@ -230,7 +231,7 @@ def sample_and_score(args, policy: str, rows: list[dict], prompt_of, aspects: li
     ppo = build_sampler(args, policy, tokenizer)
     records = evaluate(
         prompts,
-        lambda queries: ppo.generate(queries, **SAMPLING, max_new_tokens=max_generated),
+        generator(ppo, **SAMPLING, max_new_tokens=max_generated),
         tokenizer,
         scorer,
         ppo.accelerator,
@@ -274,13 +275,13 @@ def build_sampler(args: argparse.Namespace, policy: str, tokenizer: PreTrainedTo
     """The policy, to generate as training does."""
     from peft import LoraConfig, TaskType
 
-    from trl import PPOConfig, PPOTrainer
+    from trl import PPOConfig
 
-    from .policy import load_model
+    from .policy import load_model, make_trainer
 
     # fresh adapters add zero, and spare the trainer a copy of the model as its reference
     model = load_model(policy, tokenizer, args.dtype, LoraConfig(r=1, task_type=TaskType.SEQ_2_SEQ_LM))
-    return PPOTrainer(PPOConfig(seed=args.seed, log_with="none"), model, tokenizer=tokenizer)
+    return make_trainer(PPOConfig(seed=args.seed, log_with="none"), model, tokenizer)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from .diagnostics import Scale, aspect_share, pearson, update_drift
 from .errors import ServiceError, UserError
 from .files import write_json
 from .rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
-from .rollout import Prompt, deal_batches, resample_empty, sample_rollout
+from .rollout import Prompt, deal_batches, generator, resample_empty, sample_rollout
 from .run import Run, finite
 from .types import AspectScore, RewardScores, Rollout
 
@@ -153,13 +153,12 @@ def train(
     on_main(accelerator, lambda: run.start(first_step))
     ppo.start_tracker(first_step)
 
-    def generate(queries: list[torch.Tensor]) -> list[torch.Tensor]:
-        return ppo.generate(queries, **sampling)
+    generate = generator(ppo, **sampling)
 
     def dev() -> None:
         records = evaluate(
             dev_prompts,
-            lambda queries: ppo.generate(queries, **greedy),
+            generator(ppo, **greedy),
             tokenizer,
             scorer,
             accelerator,
@@ -399,7 +398,7 @@ def run_test(
     started = time.perf_counter()
     records = evaluate(
         prompts,
-        lambda queries: ppo.generate(queries, **settings),
+        generator(ppo, **settings),
         tokenizer,
         scorer,
         ppo.accelerator,

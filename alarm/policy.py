@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
-    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOTrainer
+    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
 
     from .rollout import Prompt
 
@@ -91,7 +92,9 @@ def build_trainer(
     """
     from peft import LoraConfig, TaskType
 
-    from trl import PPOConfig, PPOTrainer, set_seed
+    from trl import PPOConfig, set_seed
+
+    from .launch import process_state
 
     set_seed(args.seed)  # of the fresh adapters; the trainer seeds again, each process with its own
     # with --test as well: fresh adapters add zero, and spare the trainer a copy of the model as its reference
@@ -110,8 +113,27 @@ def build_trainer(
         run_name=args.run_name,
         logging_dir=str(Path(args.save_dir) / "tracker"),
     )
-    model = load_model(policy, tokenizer, args.dtype, lora)
+    processes = process_state().num_processes
+    if train_prompts is not None and len(train_prompts) < config.batch_size * processes:
+        raise UserError(
+            f"the dataset has {len(train_prompts)} examples, fewer than one batch of {config.batch_size} on each of "
+            f"{processes} process(es); lower batch_size or give more data"
+        )
+    return make_trainer(config, load_model(policy, tokenizer, args.dtype, lora), tokenizer, train_prompts)
+
+
+def make_trainer(
+    config: PPOConfig,
+    model: AutoModelForSeq2SeqLMWithValueHead,
+    tokenizer: PreTrainedTokenizerBase,
+    train_prompts: list[Prompt] | None = None,
+) -> PPOTrainer:
+    """A PPO trainer whose batches are lists of prompts. Raises UserError if it cannot be made."""
+    from trl import PPOTrainer
+
     try:
-        return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no dataset was given")  # it then answers prompts and does not train
+            return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts, data_collator=list)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,14 @@ from .types import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trl import PPOTrainer
+
 Generate = Callable[[list[torch.Tensor]], list[torch.Tensor]]  # B x (Q_i,) -> B x (T_i,)
+
+
+def generator(ppo: PPOTrainer, **settings: Any) -> Generate:
+    """The trainer's policy, answering all prompts of a batch at once with these generation settings."""
+    return lambda queries: ppo.generate(queries, batch_size=None, return_prompt=False, **settings)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def train(alignment: str, steps: int, seed: int, stop_at: float = 1.1, vocabular
     for _ in range(steps):
         queries = list(torch.randint(3, vocabulary, (batch, 6)))
         lengths = torch.randint(shortest, longest + 1, (batch,)).tolist()
-        responses = trainer.generate(queries, do_sample=True, max_new_tokens=longest)
+        responses = trainer.generate(queries, batch_size=None, do_sample=True, max_new_tokens=longest)
         responses = [response[:length] for response, length in zip(responses, lengths, strict=True)]
         rewards = [(response == paid).float() for response in responses]
         shares.append(float(torch.cat(rewards).mean()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
@@ -268,7 +269,7 @@ def make_trainer(model) -> PPOTrainer:
 
 
 def untimed(stats: dict) -> dict:
-    return {name: value for name, value in stats.items() if not name.startswith("time/")}
+    return {name: np.asarray(value).tolist() for name, value in stats.items() if not name.startswith("time/")}
 
 
 def test_a_trained_adapter_is_its_own_reference_also_after_a_resume(kind, adapted, tmp_path):

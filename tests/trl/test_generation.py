@@ -400,7 +400,7 @@ def test_every_end_token_ends_a_response(pad):
 
     ppo = PPOTrainer(PPOConfig(log_with="none"), AutoModelForCausalLMWithValueHead(model), tokenizer=tokenizer)
     torch.manual_seed(0)
-    assert [ids.tolist() for ids in ppo.generate(list(queries), **how)] == found
+    assert [ids.tolist() for ids in ppo.generate(list(queries), batch_size=None, return_prompt=False, **how)] == found
 
 
 def test_end_tokens_of_the_caller_are_the_only_ones():

@@ -13,7 +13,9 @@ def test_defaults_are_the_published_ones():
     assert (config.adap_kl_ctrl, config.init_kl_coef, config.target, config.horizon) == (True, 0.2, 6, 10000)
     assert (config.gamma, config.lam, config.cliprange, config.cliprange_value) == (1, 0.95, 0.2, 0.2)
     assert (config.vf_coef, config.ratio_threshold, config.kl_penalty, config.ppo_epochs) == (0.1, 10, "kl", 4)
-    assert config.log_with == "tensorboard"
+    assert (config.batch_size, config.mini_batch_size, config.gradient_accumulation_steps) == (256, 1, 1)
+    assert (config.learning_rate, config.target_kl, config.seed, config.steps) == (1e-5, 1, 0, 20000)
+    assert config.log_with is None and config.max_grad_norm is None and config.early_stopping is False
 
 
 @pytest.mark.parametrize(

@@ -185,13 +185,22 @@ def test_golden_losses_gradients_statistics(golden, case):
         old_values=g["g0_values"],
         advantages=g["g0_advantages_whitened"],
         returns=g["g0_returns"],
+        entropy=ppo_math.token_entropy(g["logits"]),
         cliprange=0.2,
         cliprange_value=0.2,
     )
     stats = ppo_math.loss_statistics(sums, vf_coef=0.1)
     guarded = case == "c3_"
     assert ppo_math.ratio_guard(stats["policy/ratio"], 10.0) is guarded
-    names = ["policy/approxkl", "policy/policykl", "policy/clipfrac", "val/vpred", "val/error", "val/clipfrac"]
+    names = [
+        "policy/approxkl",
+        "policy/policykl",
+        "policy/clipfrac",
+        "policy/entropy",
+        "val/vpred",
+        "val/error",
+        "val/clipfrac",
+    ]
     if not guarded:  # the guard made the published losses and gradients zero; ours leaves the update out
         names += ["loss/policy", "loss/value", "loss/total"]
         (sums.policy_loss / sums.tokens).backward()

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -27,7 +28,7 @@ def make_trainer(folder, lora: bool = True, **tracking) -> PPOTrainer:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
     g = torch.Generator().manual_seed(1)
     data = [torch.randint(3, 500, (length,), generator=g) for length in (3, 5, 2, 7, 4, 6, 3, 5, 8)]  # 2 batches
-    return PPOTrainer(config, model, dataset=data, optimizer=optimizer, lr_scheduler=schedule)
+    return PPOTrainer(config, model, dataset=data, data_collator=list, optimizer=optimizer, lr_scheduler=schedule)
 
 
 def train(trainer: PPOTrainer, first: int, last: int) -> list[dict]:
@@ -38,10 +39,12 @@ def train(trainer: PPOTrainer, first: int, last: int) -> list[dict]:
         for queries in trainer.dataloader:
             if first == last:
                 break
-            responses = trainer.generate(queries, do_sample=True, max_new_tokens=6)
+            responses = trainer.generate(queries, batch_size=None, do_sample=True, max_new_tokens=6)
             scores = [(response % 7).float() / 7 for response in responses]
             stats = trainer.step(queries, responses, scores)
-            history.append({name: value for name, value in stats.items() if not name.startswith("time/")})
+            history.append(
+                {name: np.asarray(value).tolist() for name, value in stats.items() if not name.startswith("time/")}
+            )
             first += 1
     return history
 

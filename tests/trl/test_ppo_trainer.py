@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,8 +21,9 @@ def make_trainer(folder, *, lora: dict | None = None, dtype=None, trainer_kwargs
     cls = AutoModelForCausalLMWithValueHead if causal else AutoModelForSeq2SeqLMWithValueHead
     peft_config = LoraConfig(**lora) if lora else None
     model = cls.from_pretrained(folder, peft_config=peft_config, dtype=dtype, v_head_init_strategy="zeros")
-    config = {"log_with": "none", "learning_rate": 1e-3, **config}
-    return PPOTrainer(PPOConfig(**config), model, **(trainer_kwargs or {}))
+    sizes = {"batch_size": 8, "mini_batch_size": 4, "gradient_accumulation_steps": 2}
+    config = {"log_with": "none", "learning_rate": 1e-3, **sizes, **config}
+    return PPOTrainer(PPOConfig(**config), model, **{"data_collator": list} | (trainer_kwargs or {}))
 
 
 def make_batch(size: int = 8, vocabulary: int = 48, seed: int = 1):
@@ -51,9 +53,9 @@ def test_generated_responses_do_not_depend_on_batch_mates(fixture, side, request
         tokenizer.padding_side = side
     trainer = make_trainer(request.getfixturevalue(fixture), trainer_kwargs={"tokenizer": tokenizer})
     queries, _, _ = make_batch()
-    together = trainer.generate(queries, max_new_tokens=6, do_sample=False)
+    together = trainer.generate(queries, batch_size=None, return_prompt=False, max_new_tokens=6, do_sample=False)
     for size in (1, 3):
-        apart = trainer.generate(queries, batch_size=size, max_new_tokens=6, do_sample=False)
+        apart = trainer.generate(queries, batch_size=size, return_prompt=False, max_new_tokens=6, do_sample=False)
         assert [r.tolist() for r in apart] == [r.tolist() for r in together]
     assert all(1 <= len(r) <= 6 for r in together)
 
@@ -99,7 +101,7 @@ def observed(tmp_path_factory):
         if real:
             trainer.__dict__.pop("_score_rollout", None)
         else:  # the same numbers without the time of two forward passes
-            trainer._score_rollout = lambda queries, responses, mask: (torch.zeros(mask.shape),) * 4
+            trainer._score_rollout = lambda queries, responses, mask: (torch.zeros(mask.shape),) * 5
         trainer.config.batch_size = trainer.config.mini_batch_size = len(rewards)
         trainer.config.gradient_accumulation_steps = 1
         trainer.policy.query_padding = side  # of the query rows, beside the tokenizer's own
@@ -190,8 +192,6 @@ def test_reference_is_the_model_with_adapters_off(tiny_t5):
     frozen.step(queries, responses, scores)
     with torch.no_grad():
         assert torch.equal(frozen._reference_logits(inputs), before)
-    with pytest.raises(ValueError, match="leave ref_model out"):
-        make_trainer(tiny_t5, lora=LORA, trainer_kwargs={"ref_model": frozen.policy})
 
 
 @pytest.mark.parametrize("kind", ["kl", "abs", "mse", "full"])
@@ -239,7 +239,7 @@ def test_accumulation_is_exact(tiny_t5, mini, steps):
     assert differ(a, weights(make_trainer(tiny_t5))) > 1e-3
     assert stats_b["ppo/updates"] == 2
     for name, value in stats_a.items():
-        if not name.startswith("time/"):
+        if not name.startswith("time/") and name != "ppo/policy/ratio":  # in another order
             assert stats_b[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
@@ -301,7 +301,10 @@ def test_gradient_clipping_and_schedule(tiny_t5):
     model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
-    config = PPOConfig(log_with="none", max_grad_norm=1e-3, ppo_epochs=1)
+    config = PPOConfig(
+        log_with="none", batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2, max_grad_norm=1e-3,
+        ppo_epochs=1,
+    )  # fmt: skip
     trainer = PPOTrainer(config, model, optimizer=optimizer, lr_scheduler=schedule)
     start = weights(trainer)
     stats = trainer.step(*make_batch())
@@ -335,10 +338,10 @@ def test_bfloat16(tiny_t5, tiny_llama):
         make_trainer(tiny_llama, dtype=torch.bfloat16, kl_penalty="full"),
     ):
         queries, _, _ = make_batch()
-        responses = trainer.generate(queries, do_sample=True, max_new_tokens=5)
+        responses = trainer.generate(queries, return_prompt=False, do_sample=True, max_new_tokens=5)
         stats = trainer.step(queries, responses, [1.0] * 8)
         assert stats["ppo/updates"] == 4
-        assert all(math.isfinite(value) for value in stats.values())
+        assert all(np.isfinite(value).all() for value in stats.values())
 
 
 # --- data, saving, tracking ------------------------------------------------------------------------------------------
@@ -360,8 +363,9 @@ def test_batches_are_a_function_of_seed_and_epoch(tiny_t5):
     state = torch.get_rng_state()
     assert [type(batch) for batch in trainer.dataloader] == [int] * 3
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ValueError, match="7 examples, fewer than one batch of 8"):
-        make_trainer(tiny_t5, trainer_kwargs={"dataset": list(range(7))})
+    with pytest.warns(UserWarning, match="7 examples, fewer than one batch of 8"):
+        small = make_trainer(tiny_t5, trainer_kwargs={"dataset": list(range(7))})
+    assert len(small.dataloader) == 0 and list(small.dataloader) == []
 
 
 def test_save_pretrained_whole_or_not_at_all(tiny_t5, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def main(model: str, out: str) -> None:
         log_with="none", batch_size=share, mini_batch_size=share // 2, gradient_accumulation_steps=2, ppo_epochs=6,
         early_stopping=True, target_kl=0.01, max_grad_norm=1.0,
     )  # fmt: skip
-    trainer = PPOTrainer(config, policy, optimizer=optimizer, dataset=list(range(19)))
+    trainer = PPOTrainer(config, policy, optimizer=optimizer, dataset=list(range(19)), data_collator=list)
     assert trainer.accelerator.num_processes == processes
     rank = trainer.accelerator.process_index
     mine = slice(rank * share, (rank + 1) * share)
@@ -45,7 +45,9 @@ def main(model: str, out: str) -> None:
             scores[6][0] = math.nan  # on the last process alone: no process may move
             before = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
         stats = trainer.step(queries[mine], responses[mine], scores[mine])
-        results["stats"].append({name: value for name, value in stats.items() if not name.startswith("time/")})
+        # numbers over all processes; arrays are of this one
+        numbers = {name: value for name, value in stats.items() if isinstance(value, float)}
+        results["stats"].append({name: value for name, value in numbers.items() if not name.startswith("time/")})
     unmoved = all(torch.equal(before[name], p) for name, p in trainer.policy.named_parameters())
     results["unmoved_by_nan"] = unmoved
     results["moved"] = max(float((start[name] - p).abs().max()) for name, p in trainer.policy.named_parameters())

@@ -1,34 +1,71 @@
-"""Settings of PPO, with the field names that TRL's classic PPOTrainer made familiar."""
+"""Settings of PPO, with the field names and defaults of TRL's classic PPOConfig (trl 0.7 to 0.11)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from pathlib import Path
+from typing import Any
 
 KL_PENALTIES = ("kl", "abs", "mse", "full")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+
+# Fields that an old script may set and that change nothing here. The others without a use are notes for the tracker.
+WITHOUT_EFFECT = ("optimize_cuda_cache", "optimize_device_cache", "gradient_checkpointing", "dataset_num_proc")
+
+
+class _Derived:
+    """A field that follows from the others at any time. A value that is given for it is ignored, as in TRL."""
+
+    def __init__(self, value_of: Callable[[PPOConfig], int | None]) -> None:
+        self.value_of = value_of
+
+    def __get__(self, config: PPOConfig | None, owner: type) -> int | None:
+        return None if config is None else self.value_of(config)
+
+    def __set__(self, config: PPOConfig, value: Any) -> None:
+        pass
+
+
+def _over_processes(size: int, config: PPOConfig) -> int | None:
+    return None if config.world_size is None else size * config.world_size
 
 
 @dataclass
 class PPOConfig:
     """Settings of PPOTrainer. Batch sizes count samples (prompt and response) per process.
 
-    Raises ValueError, in one line, for values that cannot work together.
+    Raises ValueError, in one line, for values that cannot work together. Warns once, in one line, of fields that are
+    set and have no effect.
     """
 
-    # data and steps
-    batch_size: int = 8  # samples per `step` and per batch of the dataloader, on each process
-    mini_batch_size: int = 4  # samples per forward and backward pass, on each process
-    gradient_accumulation_steps: int = 2  # mini-batches per optimizer step
-    ppo_epochs: int = 4  # passes over the samples of one `step`
-    learning_rate: float = 1e-5  # of Adam, where no optimizer is given
-    max_grad_norm: float | None = None  # 2-norm to which the gradient is clipped; None: no clipping
+    # notes for the tracker, and the tracker itself
+    exp_name: str = field(default_factory=lambda: Path(sys.argv[0]).stem)  # a note
     seed: int = 0  # of the data order, sampling, dropout and shuffling
+    log_with: str | None = None  # tensorboard, wandb or trackio; None or "none": no tracker
+    task_name: str | None = None  # a note
+    model_name: str | None = None  # a note
+    query_dataset: str | None = None  # a note
+    reward_model: str | None = None  # a note
+    remove_unused_columns: bool = True  # of a `datasets.Dataset`: those that the model does not take
+    tracker_kwargs: dict = field(default_factory=dict)  # tracker -> arguments, such as {"wandb": {"entity": "me"}}
+    accelerator_kwargs: dict = field(default_factory=dict)  # to accelerate's Accelerator
+    project_kwargs: dict = field(default_factory=dict)  # to accelerate's ProjectConfiguration, such as logging_dir
+    tracker_project_name: str = "trl"  # project (wandb, trackio)
+    push_to_hub_if_best_kwargs: dict = field(default_factory=dict)  # to `push_to_hub`, such as {"repo_id": "me/model"}
+
+    # data and steps
+    steps: int = 20000  # samples of the whole run, for `total_ppo_epochs` alone
+    learning_rate: float = 1e-5  # of Adam, where no optimizer is given
 
     # KL penalty against the reference model
-    kl_penalty: str = "kl"  # per token: kl (log-ratio), abs, mse (half its square), full (over the vocabulary)
     adap_kl_ctrl: bool = True  # adapt the coefficient to reach `target`; False: keep `init_kl_coef`
     init_kl_coef: float = 0.2  # reward per nat, at the start
+    kl_penalty: str = "kl"  # per token: kl (log-ratio), abs, mse (half its square), full (over the vocabulary)
     target: float = 6.0  # nats per response (summed over its tokens), of the adaptive coefficient
     horizon: float = 10000.0  # samples, over all processes, after which the coefficient has moved by up to a fifth
 
@@ -38,20 +75,56 @@ class PPOConfig:
     cliprange: float = 0.2  # of the probability ratio around 1
     cliprange_value: float = 0.2  # of the value around its value at rollout, in reward units
     vf_coef: float = 0.1  # weight of the value loss in the total loss
-    ratio_threshold: float = 10.0  # mean probability ratio above which an optimizer step is left out
 
-    # early stop
+    # batches
+    batch_size: int = 256  # samples per `step` and per batch of the dataloader, on each process
+    forward_batch_size: int | None = None  # the old name of `mini_batch_size`, which it sets
+    mini_batch_size: int = 1  # samples per forward and backward pass, on each process
+    gradient_accumulation_steps: int = 1  # mini-batches per optimizer step
+    world_size: int | None = None  # processes; PPOTrainer fills it in
+    ppo_epochs: int = 4  # passes over the samples of one `step`
+    max_grad_norm: float | None = None  # 2-norm to which the gradient is clipped; None: no clipping
+    optimize_cuda_cache: bool | None = False  # no effect
+    optimize_device_cache: bool = False  # no effect
+
+    # early stop, the best model so far, and the guard
     early_stopping: bool = False  # end the epochs of a `step` once KL(old policy || policy) passes 1.5 * target_kl
     target_kl: float = 1.0  # nats per token
+    compare_steps: int = 1  # steps between two looks at the mean score, for `push_to_hub_if_best_kwargs`
+    ratio_threshold: float = 10.0  # mean probability ratio above which an optimizer step is left out
 
-    # tracking
-    log_with: str | None = "tensorboard"  # none, tensorboard, wandb or trackio
-    tracker_project_name: str = "trl"  # project (wandb, trackio)
+    # scores and rewards
+    use_score_scaling: bool = False  # divide scores by their standard deviation so far
+    use_score_norm: bool = False  # with use_score_scaling: also take off their mean so far
+    score_clip: float | None = None  # size of a (scaled) score at which it is clipped; None: no clipping
+    whiten_rewards: bool = (
+        False  # give the token rewards variance 1 before advantages are computed, and keep their mean
+    )
+    gradient_checkpointing: bool = False  # no effect
+
+    # PPOTrainer fills these in
+    is_encoder_decoder: bool | None = None
+    is_peft_model: bool | None = None
+    backward_batch_size: int | None = _Derived(lambda c: c.mini_batch_size * c.gradient_accumulation_steps)
+    global_backward_batch_size: int | None = _Derived(lambda c: _over_processes(c.backward_batch_size, c))
+    global_batch_size: int | None = _Derived(lambda c: _over_processes(c.batch_size, c))
+    dataset_num_proc: int | None = None  # no effect
+
+    # not in TRL
     run_name: str = "ppo"  # run (wandb, trackio), or folder inside `logging_dir` (tensorboard)
     logging_dir: str = "runs"  # folder of the tensorboard files
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs"):
+        if self.forward_batch_size is not None:
+            self.mini_batch_size, self.forward_batch_size = self.forward_batch_size, None
+        self.log_with = None if self.log_with == "none" else self.log_with
+        self.check()
+        if unused := self._without_effect():
+            warnings.warn(f"these settings of PPOConfig have no effect: {', '.join(unused)}", stacklevel=3)
+
+    def check(self) -> None:
+        """Raise ValueError for values that cannot work together, such as after a field was changed."""
+        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs", "compare_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -62,8 +135,7 @@ class PPOConfig:
             )
         if self.kl_penalty not in KL_PENALTIES:
             raise ValueError(f"kl_penalty must be one of {', '.join(KL_PENALTIES)}, not {self.kl_penalty!r}")
-        self.log_with = self.log_with or "none"
-        if self.log_with not in TRACKERS:
+        if self.log_with is not None and self.log_with not in TRACKERS:
             raise ValueError(f"log_with must be one of {', '.join(TRACKERS)}, not {self.log_with!r}")
         positive = [
             "learning_rate",
@@ -73,19 +145,50 @@ class PPOConfig:
             "cliprange_value",
             "ratio_threshold",
             "target_kl",
+            "steps",
         ]
-        positive += ["max_grad_norm"] if self.max_grad_norm is not None else []
+        positive += [name for name in ("max_grad_norm", "score_clip") if getattr(self, name) is not None]
         for name in positive:
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
         for name in ("init_kl_coef", "vf_coef"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+            if not (_is_finite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
         for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not (_is_finite(getattr(self, name)) and 0 <= getattr(self, name) <= 1):
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)!r}")
+        for name in ("tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must be a dict, not {getattr(self, name)!r}")
+        if self.push_to_hub_if_best_kwargs and "repo_id" not in self.push_to_hub_if_best_kwargs:
+            raise ValueError("push_to_hub_if_best_kwargs must name the repository: add repo_id")
+
+    def _without_effect(self) -> list[str]:
+        """The settings that differ from their default and change nothing."""
+        names = list(WITHOUT_EFFECT)
+        names += [] if self.use_score_scaling else ["use_score_norm"]
+        names += [] if self.push_to_hub_if_best_kwargs else ["compare_steps"]
+        defaults = {f.name: f.default for f in fields(self)}
+        return [name for name in names if getattr(self, name) not in (defaults[name], None)]
 
     @property
-    def backward_batch_size(self) -> int:
-        """Samples per optimizer step, on each process."""
-        return self.mini_batch_size * self.gradient_accumulation_steps
+    def total_ppo_epochs(self) -> int:
+        """Calls of `step` that `steps` samples make."""
+        return math.ceil(self.steps / self.batch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, flat: the entries of a dict have the names `field/key`."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)} | {"total_ppo_epochs": self.total_ppo_epochs}
+        return dict(_flat(settings))
+
+
+def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

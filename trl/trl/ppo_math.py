@@ -160,16 +160,19 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, total: Total
 # --- rewards and advantages ------------------------------------------------------------------------------------------
 
 
-def place_scores(scores: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Scores on tokens, (B, T) float32: score t of a (T_i,) vector on response token t, a scalar on the last token.
+def place_scores(scores: Sequence[Tensor], mask: Tensor, actions: Tensor | None = None) -> Tensor:
+    """Scores on tokens, (B, T) float32: score t of a (T_i,) vector on response token t, a scalar on the last action.
 
-    `mask` (B, T) marks the T_i response tokens of sample i, which start in column 0.
+    `mask` (B, T) marks the T_i response tokens of sample i, which start in column 0. `actions` (B, T) marks those of
+    them that the policy chose, at least one of each sample; left out, all of them. A vector of shape (1,) is a scalar.
     """
+    actions = mask if actions is None else actions
+    last = _last_columns(actions).tolist()
     placed = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     for row, (score, length) in enumerate(zip(scores, mask.sum(1).tolist(), strict=True)):
         score = torch.as_tensor(score, dtype=torch.float32, device=mask.device)
-        if score.dim() == 0:
-            placed[row, length - 1] = score
+        if score.shape in ((), (1,)):
+            placed[row, last[row]] = score
         elif score.shape == (length,):
             placed[row, :length] = score
         else:
@@ -177,7 +180,65 @@ def place_scores(scores: Sequence[Tensor], mask: Tensor) -> Tensor:
                 f"score {row} has shape {tuple(score.shape)}; give a scalar, "
                 f"or one value per response token: shape ({length},)"
             )
+    if (lost := torch.where(actions, 0, placed).nonzero()).numel():
+        row, column = lost[0].tolist()
+        raise ValueError(f"score {row} pays token {column}, which response_masks masks; give masked tokens the score 0")
     return placed
+
+
+def _last_columns(mask: Tensor) -> Tensor:
+    """The column (B,) of the last True entry of each row of `mask` (B, T)."""
+    return mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
+
+
+class RunningMoments:
+    """Mean and variance of all scores so far, over the union batch of all processes (`total`).
+
+    Merged as by Chan, Golub and LeVeque (1979): the mean and the sum of squared deviations of both parts.
+    """
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self.squares = 0.0  # sum of squared deviations from the mean
+        self.count = 0.0
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation; 1 as long as all scores were the same, so that a division leaves them alone."""
+        variance = self.squares / max(self.count - 1, 1.0)
+        return variance**0.5 if variance > 0 else 1.0
+
+    def update(self, scores: Tensor, total: Total = identity) -> None:
+        """Take in the scores (B,) of one step."""
+        everyone = torch.ones_like(scores, dtype=torch.bool)
+        count, mean = float(total(everyone.sum())), masked_mean(scores, everyone, total)
+        squares = float(total((scores - mean).square().sum()))
+        moved, whole = float(mean) - self.mean, self.count + count
+        self.squares += squares + moved**2 * self.count * count / whole
+        self.mean += moved * count / whole
+        self.count = whole
+
+    def state_dict(self) -> dict:
+        return {"mean": self.mean, "squares": self.squares, "count": self.count}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.mean, self.squares, self.count = state["mean"], state["squares"], state["count"]
+
+
+def scale_scores(placed: Tensor, mask: Tensor, std: float, mean: float = 0.0) -> Tensor:
+    """Placed scores (B, T) such that the sum s of each row becomes (s - mean) / std.
+
+    Every token is divided by `std`; `mean` is taken off at the last True entry of `mask`, where a scalar is paid.
+    """
+    shifted = placed.clone()
+    shifted[torch.arange(len(placed), device=placed.device), _last_columns(mask)] -= mean
+    return shifted / std
+
+
+def clip_scores(placed: Tensor, limit: float) -> Tensor:
+    """Placed scores (B, T), each row shrunk so far that its sum lies between -limit and limit."""
+    sums = placed.sum(1, keepdim=True)
+    return torch.where(sums.abs() > limit, placed * (limit / sums.abs()), placed)
 
 
 def token_rewards(placed_scores: Tensor, kl: Tensor, kl_coef: float, mask: Tensor) -> Tensor:
@@ -191,16 +252,20 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after the last token
     A_t = delta_t + gamma lam A_{t+1}
     R_t = A_t + V_t
+
+    t counts the tokens of `mask`: what stands between two of them is no step of its own, and has no meaning here.
     """
-    values = torch.where(mask.bool(), values, 0)
-    rewards = torch.where(mask.bool(), rewards, 0)
+    mask = mask.bool()
+    values = torch.where(mask, values, 0)
+    rewards = torch.where(mask, rewards, 0)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     advantages = []
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = delta + gamma * lam * next_advantage
-        next_value = values[:, t]
-        advantages.append(next_advantage)
+        advantage = delta + gamma * lam * next_advantage
+        advantages.append(advantage)
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
     advantages = torch.stack(advantages[::-1], dim=1)
     return advantages, advantages + values
 
@@ -255,6 +320,7 @@ class LossSums(NamedTuple):
     value_clipped: Tensor
     value_error: Tensor  # (V - R)^2
     value: Tensor
+    entropy: Tensor
 
 
 def loss_sums(
@@ -266,6 +332,7 @@ def loss_sums(
     old_values: Tensor,
     advantages: Tensor,
     returns: Tensor,
+    entropy: Tensor,
     cliprange: float,
     cliprange_value: float,
 ) -> LossSums:
@@ -283,6 +350,7 @@ def loss_sums(
             value_clipped.float(),
             (values - returns).square(),
             values,
+            entropy,
         ]
         sums = [masked_sum(x, mask) for x in statistics]
     return LossSums(mask.sum().float(), masked_sum(policy, mask), masked_sum(value, mask), *sums)
@@ -300,6 +368,7 @@ def loss_statistics(sums: LossSums, vf_coef: float) -> dict[str, float]:
         "policy/approxkl": 0.5 * mean.squared_log_ratio,
         "policy/policykl": -mean.log_ratio,
         "policy/kl_estimate": mean.kl_estimate,
+        "policy/entropy": mean.entropy,
         "val/clipfrac": mean.value_clipped,
         "val/error": mean.value_error,
         "val/vpred": mean.value,
