@@ -54,7 +54,6 @@ def token_logprobs(logits: Tensor, labels: Tensor, chunk_rows: int | None = None
     return torch.cat(parts).view(labels.shape)
 
 
-@torch.no_grad()
 def token_entropy(logits: Tensor, chunk_rows: int | None = None) -> Tensor:
     """Entropy (B, T) float32 in nats of the distributions `logits` (B, T, V): H = log sum exp z - sum_v p_v z_v."""
     rows = _rows_per_chunk(logits.shape[-1], chunk_rows)
@@ -134,14 +133,17 @@ class AdaptiveKLController(FixedKLController):
 # --- masked statistics -----------------------------------------------------------------------------------------------
 
 
-def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `x` over the True entries of `mask`, a scalar; what stands in the padding, NaN included, has no part."""
-    return torch.where(mask.bool(), x, 0).sum()
+def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of `x` over the True entries of `mask`, of everything (a scalar) or along `dim`.
+
+    What stands in the padding, NaN included, has no part.
+    """
+    return torch.where(mask.bool(), x, 0).sum(dim)
 
 
-def masked_mean(x: Tensor, mask: Tensor, total: Total = identity) -> Tensor:
-    """Mean of `x` over the True entries of `mask`, a scalar."""
-    return total(masked_sum(x, mask)) / total(mask.sum())
+def masked_mean(x: Tensor, mask: Tensor, total: Total = identity, dim: int | None = None) -> Tensor:
+    """Mean of `x` over the True entries of `mask`, of everything (a scalar) or along `dim`."""
+    return total(masked_sum(x, mask, dim)) / total(mask.sum(dim))
 
 
 def masked_var(x: Tensor, mask: Tensor, total: Total = identity) -> Tensor:
