@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from helpers import load_script
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from helpers import forget_accelerate, load_script
 from trl import AutoModelForCausalLMWithValueHead
 
-WORDS = "<|endoftext|> the a movie film plot cast was is good great fine bad poor dull slow long and but so very too".split()
+WORDS = (
+    "<|endoftext|> the a movie film plot cast was is good great fine bad poor dull slow long and but so very".split()
+)
 STEPS = 14
 
 
@@ -41,7 +41,52 @@ def reviews() -> list[str]:
     return [" ".join(draw.choice(WORDS[1:], 8)) for _ in range(16 * STEPS)]
 
 
+def script():
+    return load_script("tests/trl/classic_script.py")
+
+
 def gain(rewards: list[float]) -> float:
     """Mean reward of the last four steps over that of the first four."""
     assert len(rewards) == STEPS
     return float(np.mean(rewards[-4:]) - np.mean(rewards[:4]))
+
+
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["batched", "one-by-one"])
+def test_the_policy_learns_and_what_is_saved_loads_in_transformers(
+    model_name, reviews, tmp_path, one_by_one, fresh_accelerate
+):
+    rewards, after, trainer = script().main(model_name, reviews, tmp_path, one_by_one=one_by_one)
+    # 0.58 to 0.73 over five seeds and both ways to generate
+    assert gain(rewards) > 0.3
+    assert after["policy"] - after["reference"] > 0.3
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "trainer")
+    ids = tokenizer("the film was good", return_tensors="pt").input_ids
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    with torch.no_grad():
+        expected, _, values = trained(input_ids=ids)
+        before = AutoModelForCausalLM.from_pretrained(model_name)(input_ids=ids).logits
+        assert (expected - before).abs().max() > 0.1
+        for folder in ("model", "trainer"):
+            assert AutoTokenizer.from_pretrained(tmp_path / folder)("the film was good").input_ids == ids[0].tolist()
+            plain = AutoModelForCausalLM.from_pretrained(tmp_path / folder).eval()
+            torch.testing.assert_close(plain(input_ids=ids).logits, expected)
+            again = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / folder)
+            torch.testing.assert_close(again(input_ids=ids)[2], values)
+
+
+def test_a_run_repeats_and_its_tracker_gets_the_rewards(model_name, reviews, tmp_path, fresh_accelerate):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = 3
+    rewards, *_ = script().main(model_name, reviews[: 16 * steps], tmp_path / "one", log_with="tensorboard")
+    assert len(rewards) == steps
+    (file,) = (tmp_path / "one" / "logs").rglob("events.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    logged = events.Scalars("env/reward_mean")
+    assert [event.step for event in logged] == [1, 2, 3]
+    assert [event.value for event in logged] == pytest.approx(rewards)
+    assert {"objective/kl", "ppo/loss/total", "ppo/mean_scores"} <= set(events.Tags()["scalars"])
+    forget_accelerate()
+    assert script().main(model_name, reviews[: 16 * steps], tmp_path / "two")[0] == rewards

@@ -1,4 +1,4 @@
-"""The tables of docs/migration.md against the package: what works is there, what is absent is not, no name is left out."""
+"""The tables of docs/migration.md against the package: what works is there, what is absent is not, none is left out."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def logprobs_from_logits(logits: Tensor, labels: Tensor, gather: bool = True) ->
 
 def entropy_from_logits(logits: Tensor) -> Tensor:
     """Entropy in nats, (...) float32, of each distribution in `logits` (..., V). It has a gradient."""
-    return ppo_math.token_entropy(logits)
+    return ppo_math.token_entropy(logits, differentiable=True)
 
 
 def top_k_top_p_filtering(
