@@ -56,9 +56,9 @@ def test_the_policy_learns_and_what_is_saved_loads_in_transformers(
     model_name, reviews, tmp_path, one_by_one, fresh_accelerate
 ):
     rewards, after, trainer = script().main(model_name, reviews, tmp_path, one_by_one=one_by_one)
-    # 0.58 to 0.73 over five seeds and both ways to generate
-    assert gain(rewards) > 0.3
-    assert after["policy"] - after["reference"] > 0.3
+    # measured: 0.40 to 0.74 over five seeds and both ways to generate; the noise of such a difference is about 0.03
+    assert gain(rewards) > 0.2
+    assert after["policy"] - after["reference"] > 0.2
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "trainer")
     ids = tokenizer("the film was good", return_tensors="pt").input_ids

@@ -32,7 +32,7 @@ def _rows_per_chunk(vocabulary: int, chunk_rows: int | None) -> int:
 
 
 def _by_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
-    """`function` of `rows` rows at a time, (N,); the backward pass computes it again and keeps nothing of its inside."""
+    """`function` of `rows` rows at a time, (N,). The backward pass computes it again: nothing of its inside is kept."""
     # split, not slices: the backward pass of n slices would allocate n gradients of the full size
     chunks = zip(*[x.split(rows) for x in tensors], strict=True)
     if torch.is_grad_enabled() and tensors[0].requires_grad:
