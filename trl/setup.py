@@ -8,6 +8,6 @@ setup(
     python_requires=">=3.11,<3.13",
     # explicit, or a pytest run from the repository root would import this folder as an empty namespace package
     package_dir={"": "."},
-    packages=["trl"],
-    install_requires=["torch", "transformers", "accelerate", "peft", "numpy"],
+    packages=["trl", "trl.extras"],
+    install_requires=["torch", "transformers", "accelerate", "peft", "numpy", "packaging"],
 )

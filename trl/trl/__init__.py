@@ -15,15 +15,25 @@ _HOME = {
     "AutoModelForSeq2SeqLMWithValueHead": "models",
     "PreTrainedModelWrapper": "models",
     "create_reference_model": "reference",
+    "BestOfNSampler": "extras",
+    "is_diffusers_available": "import_utils",
+    "is_peft_available": "import_utils",
+    "is_wandb_available": "import_utils",
+    "is_xpu_available": "import_utils",
 }
 
 __all__ = [
     "AutoModelForCausalLMWithValueHead",
     "AutoModelForSeq2SeqLMWithValueHead",
+    "BestOfNSampler",
     "PPOConfig",
     "PPOTrainer",
     "PreTrainedModelWrapper",
     "create_reference_model",
+    "is_diffusers_available",
+    "is_peft_available",
+    "is_wandb_available",
+    "is_xpu_available",
     "set_seed",
 ]
 __version__ = "0.1.0"

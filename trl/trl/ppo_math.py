@@ -31,6 +31,17 @@ def _rows_per_chunk(vocabulary: int, chunk_rows: int | None) -> int:
     return chunk_rows or max(1, CHUNK_ELEMENTS // vocabulary)
 
 
+def _by_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
+    """`function` of `rows` rows at a time, (N,). The backward pass computes it again: nothing of its inside is kept."""
+    # split, not slices: the backward pass of n slices would allocate n gradients of the full size
+    chunks = zip(*[x.split(rows) for x in tensors], strict=True)
+    if torch.is_grad_enabled() and tensors[0].requires_grad:
+        parts = [checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    else:
+        parts = [function(*chunk) for chunk in chunks]
+    return torch.cat(parts)
+
+
 def _chunk_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """log p(y) = z_y - log sum_v exp z_v, for (N, V) logits and (N,) labels."""
     logits = logits.float()
@@ -45,25 +56,25 @@ def token_logprobs(logits: Tensor, labels: Tensor, chunk_rows: int | None = None
     """
     vocabulary = logits.shape[-1]
     rows = _rows_per_chunk(vocabulary, chunk_rows)
-    # split, not slices: the backward pass of n slices would allocate n gradients of the full size
-    chunks = zip(logits.reshape(-1, vocabulary).split(rows), labels.reshape(-1).split(rows), strict=True)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        parts = [checkpoint(_chunk_logprobs, z, y, use_reentrant=False, preserve_rng_state=False) for z, y in chunks]
-    else:
-        parts = [_chunk_logprobs(z, y) for z, y in chunks]
-    return torch.cat(parts).view(labels.shape)
+    return _by_chunks(_chunk_logprobs, rows, logits.reshape(-1, vocabulary), labels.reshape(-1)).view(labels.shape)
 
 
-@torch.no_grad()
-def token_entropy(logits: Tensor, chunk_rows: int | None = None) -> Tensor:
-    """Entropy (B, T) float32 in nats of the distributions `logits` (B, T, V): H = log sum exp z - sum_v p_v z_v."""
-    rows = _rows_per_chunk(logits.shape[-1], chunk_rows)
-    parts = []
-    for z in logits.reshape(-1, logits.shape[-1]).split(rows):
-        z = z.float()
-        log_sum = z.logsumexp(-1)
-        parts.append(log_sum - ((z - log_sum[:, None]).exp() * z).sum(-1))
-    return torch.cat(parts).view(logits.shape[:-1])
+def _chunk_entropy(logits: Tensor) -> Tensor:
+    """H = log sum_v exp z_v - sum_v p_v z_v, for (N, V) logits."""
+    logits = logits.float()
+    log_sum = logits.logsumexp(-1)
+    return log_sum - ((logits - log_sum[:, None]).exp() * logits).sum(-1)
+
+
+def token_entropy(logits: Tensor, chunk_rows: int | None = None, differentiable: bool = False) -> Tensor:
+    """Entropy (B, T) float32 in nats of the distributions `logits` (B, T, V), chunk by chunk as `token_logprobs`.
+
+    It has a gradient only if `differentiable`.
+    """
+    logits = logits if differentiable else logits.detach()
+    vocabulary = logits.shape[-1]
+    rows = _rows_per_chunk(vocabulary, chunk_rows)
+    return _by_chunks(_chunk_entropy, rows, logits.reshape(-1, vocabulary)).view(logits.shape[:-1])
 
 
 # --- KL penalty ------------------------------------------------------------------------------------------------------
@@ -134,14 +145,17 @@ class AdaptiveKLController(FixedKLController):
 # --- masked statistics -----------------------------------------------------------------------------------------------
 
 
-def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `x` over the True entries of `mask`, a scalar; what stands in the padding, NaN included, has no part."""
-    return torch.where(mask.bool(), x, 0).sum()
+def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of `x` over the True entries of `mask`, of everything (a scalar) or along `dim`.
+
+    What stands in the padding, NaN included, has no part.
+    """
+    return torch.where(mask.bool(), x, 0).sum(dim)
 
 
-def masked_mean(x: Tensor, mask: Tensor, total: Total = identity) -> Tensor:
-    """Mean of `x` over the True entries of `mask`, a scalar."""
-    return total(masked_sum(x, mask)) / total(mask.sum())
+def masked_mean(x: Tensor, mask: Tensor, total: Total = identity, dim: int | None = None) -> Tensor:
+    """Mean of `x` over the True entries of `mask`, of everything (a scalar) or along `dim`."""
+    return total(masked_sum(x, mask, dim)) / total(mask.sum(dim))
 
 
 def masked_var(x: Tensor, mask: Tensor, total: Total = identity) -> Tensor:

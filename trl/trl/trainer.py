@@ -193,7 +193,7 @@ class PPOTrainer:
         self.tokenizer = tokenizer
         self.accelerator = _make_accelerator(config)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self.is_peft_model = model.is_peft
+        self.is_peft_model = model.is_peft_model
         config.world_size = self.accelerator.num_processes
         config.is_encoder_decoder, config.is_peft_model = self.is_encoder_decoder, self.is_peft_model
         set_seed(config.seed + self.accelerator.process_index)
