@@ -332,7 +332,7 @@ def test_what_is_no_argument_is_an_error(t5):
 
 
 def with_ids(**ids) -> SimpleNamespace:
-    return SimpleNamespace(**ids)
+    return SimpleNamespace(is_encoder_decoder=True, **ids)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,6 @@ ABSENT = {
     "gather_stats": "what step returns is over all processes already",
     "create_model_card": "write the README.md of a model yourself",
     "prepare_dataloader": "give the constructor a dataset and a data_collator",
-    "is_distributed": "see accelerator.num_processes",
-    "running": "save_state keeps the moments of the scores",
     "optional_peft_ctx": "use model.pretrained_model.disable_adapter",
 }
 
@@ -159,6 +157,7 @@ class PPOTrainer:
     data_collator: list of examples -> batch; left out, torch's `default_collate`, which stacks tensors of one shape.
         The tensors of a batch are moved to the trainer's device.
     num_shared_layers: layers that model and reference share, and that do not train. Only without `ref_model` and PEFT.
+    training_data_collator: no effect, as the trainer pads its batches itself
 
     The constructor seeds all random numbers with seed + process index, so that processes sample different responses.
     The type of the weights decides the precision: accelerate's autocast is off, it would turn the logits to float32.
@@ -175,7 +174,10 @@ class PPOTrainer:
         data_collator: Callable[[list], Any] | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
+        training_data_collator: Any = None,
     ) -> None:
+        if training_data_collator is not None:
+            warnings.warn("training_data_collator has no effect: the trainer pads its batches itself", stacklevel=2)
         if not isinstance(config, PPOConfig):
             raise ValueError(f"config must be a PPOConfig, not {type(config).__name__}")
         config.check()
@@ -231,7 +233,7 @@ class PPOTrainer:
             self.kl_controller = AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
         else:
             self.kl_controller = FixedKLController(config.init_kl_coef)
-        self._moments = RunningMoments()  # of the scores, for `use_score_scaling`
+        self.running = RunningMoments()  # of the scores, for `use_score_scaling`
         self._best_score = -math.inf  # highest mean score of a step, for `push_to_hub_if_best_kwargs`
         self.steps_done = 0  # calls of `step`, skipped ones included: the x axis of the tracker
         self.accelerator.register_for_checkpointing(self)
@@ -300,6 +302,10 @@ class PPOTrainer:
     @property
     def current_step(self) -> int:
         return self.steps_done
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.accelerator.num_processes > 1
 
     @property
     def kl_ctl(self) -> FixedKLController:
@@ -608,9 +614,9 @@ class PPOTrainer:
         """Placed scores (B, T), scaled and clipped as the config asks (see `step`)."""
         config = self.config
         if config.use_score_scaling:
-            self._moments.update(placed.sum(1), self._total)
-            mean = self._moments.mean if config.use_score_norm else 0.0
-            placed = ppo_math.scale_scores(placed, mask, self._moments.std, mean)
+            self.running.update(placed.sum(1), self._total)
+            mean = self.running.mean if config.use_score_norm else 0.0
+            placed = ppo_math.scale_scores(placed, mask, self.running.std, mean)
         return placed if config.score_clip is None else ppo_math.clip_scores(placed, config.score_clip)
 
     def _push_if_best(self, placed: Tensor) -> None:
@@ -1067,7 +1073,7 @@ class PPOTrainer:
         return {
             "kl_controller": self.kl_controller.state_dict(),
             "steps_done": self.steps_done,
-            "running": self._moments.state_dict(),
+            "running": self.running.state_dict(),
             "best_score": self._best_score,
         }
 
@@ -1075,7 +1081,7 @@ class PPOTrainer:
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.steps_done = state["steps_done"]
         if "running" in state:  # an older version saved none of these
-            self._moments.load_state_dict(state["running"])
+            self.running.load_state_dict(state["running"])
             self._best_score = state["best_score"]
 
     def _trainable_weights(self) -> dict[str, Tensor]:
