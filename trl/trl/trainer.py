@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from . import ppo_math
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
-from .ppo_math import AdaptiveKLController, FixedKLController, LossSums
+from .ppo_math import LossSums
 
 TRAINABLE_FILE = "trainable.safetensors"
 STATE_FILE = "trainer_state.json"
@@ -209,9 +209,9 @@ class PPOTrainer:
             )
 
         if config.adap_kl_ctrl:
-            self.kl_controller = AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+            self.kl_controller = ppo_math.AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
         else:
-            self.kl_controller = FixedKLController(config.init_kl_coef)
+            self.kl_controller = ppo_math.FixedKLController(config.init_kl_coef)
         self.steps_done = 0  # calls of `step`, skipped ones included: the x axis of the tracker
         self.accelerator.register_for_checkpointing(self)
         self.accelerator.register_save_state_pre_hook(self._save_trainable)
