@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
 from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
 from trl.trainer import DamagedStateError
@@ -203,3 +204,22 @@ def test_two_runs_in_one_tracker_folder_are_both_shown(tiny_t5, tmp_path):
     events = EventAccumulator(str(tmp_path / "mine"))
     events.Reload()
     assert sorted(event.value for event in events.Scalars("x")) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_state_from_before_the_value_head_had_parts_goes_on(tiny_t5, tmp_path, lora):
+    """Its value head was v_head.weight and v_head.bias."""
+    trainer = make_trainer(tiny_t5, lora)
+    train(trainer, 0, CUT)
+    trainer.save_state(tmp_path / "state")
+    path, state_path = tmp_path / "state" / "trainable.safetensors", tmp_path / "state" / "trainer_state.json"
+    state = {name.replace("v_head.summary.", "v_head."): tensor for name, tensor in load_file(path).items()}
+    assert {"v_head.weight", "v_head.bias"} <= state.keys()
+    save_file(state, path)
+    settings = json.loads(state_path.read_text())
+    settings["sha256"].pop("trainable.safetensors")
+    state_path.write_text(json.dumps(settings))
+    expected = train(trainer, CUT, STEPS)
+    resumed = make_trainer(tiny_t5, lora)
+    resumed.load_state(tmp_path / "state")
+    assert train(resumed, CUT, STEPS) == expected
