@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -29,12 +31,68 @@ def test_defaults_are_the_published_ones():
         ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"init_kl_coef": -0.1}, "init_kl_coef must be 0 or more"),
         ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
+        ({"init_kl_coef": None}, "init_kl_coef must be 0 or more, not None"),
+        ({"score_clip": 0}, "score_clip must be above 0"),
+        ({"compare_steps": 0}, "compare_steps must be a whole number"),
+        ({"tracker_kwargs": "wandb"}, "tracker_kwargs must be a dict"),
+        ({"push_to_hub_if_best_kwargs": {"private": True}}, "add repo_id"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         PPOConfig(**wrong)
     assert "\n" not in str(error.value)
+
+
+def test_every_field_of_trl_is_accepted():
+    """In the order of TRL 0.7, with its defaults; a field that follows from others is ignored if it is given."""
+    defaults = {
+        "seed": 0, "log_with": None, "task_name": None, "model_name": None, "query_dataset": None, "reward_model": None,
+        "remove_unused_columns": True, "tracker_kwargs": {}, "accelerator_kwargs": {}, "project_kwargs": {},
+        "tracker_project_name": "trl", "push_to_hub_if_best_kwargs": {}, "steps": 20000, "learning_rate": 1e-5, "adap_kl_ctrl": True,
+        "init_kl_coef": 0.2, "kl_penalty": "kl", "target": 6, "horizon": 10000, "gamma": 1, "lam": 0.95, "cliprange": 0.2,
+        "cliprange_value": 0.2, "vf_coef": 0.1, "batch_size": 256, "forward_batch_size": None, "mini_batch_size": 1,
+        "gradient_accumulation_steps": 1, "world_size": None, "ppo_epochs": 4, "max_grad_norm": None, "optimize_cuda_cache": False,
+        "optimize_device_cache": False, "early_stopping": False, "target_kl": 1, "compare_steps": 1, "ratio_threshold": 10.0,
+        "use_score_scaling": False, "use_score_norm": False, "score_clip": None, "whiten_rewards": False,
+        "is_encoder_decoder": None, "is_peft_model": None, "backward_batch_size": 1, "global_backward_batch_size": None,
+        "global_batch_size": None,
+    }  # fmt: skip
+    config = PPOConfig()
+    assert {name: getattr(config, name) for name in defaults} == defaults
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PPOConfig(**defaults) == config
+    assert isinstance(config.exp_name, str)
+    with pytest.raises(TypeError):
+        PPOConfig(batchsize=8)
+
+
+def test_what_follows_from_other_fields():
+    config = PPOConfig(steps=1000, batch_size=64, forward_batch_size=8, gradient_accumulation_steps=2)
+    assert (config.mini_batch_size, config.backward_batch_size, config.total_ppo_epochs) == (8, 16, 16)
+    config.mini_batch_size = 4
+    assert config.backward_batch_size == 8 and config.global_batch_size is None
+    config.world_size = 3
+    assert (config.global_batch_size, config.global_backward_batch_size) == (192, 24)
+    assert dataclasses.replace(config, mini_batch_size=1).backward_batch_size == 2
+    config = PPOConfig(log_with="none", tracker_kwargs={"wandb": {"name": "mine"}})
+    flat = config.to_dict()
+    assert config.log_with is None and flat["tracker_kwargs/wandb/name"] == "mine"
+    assert (flat["backward_batch_size"], flat["total_ppo_epochs"]) == (1, 79)
+
+
+def test_settings_without_effect_are_named_once():
+    with pytest.warns(UserWarning) as caught:
+        PPOConfig(optimize_cuda_cache=True, use_score_norm=True, compare_steps=5, dataset_num_proc=2, task_name="a")
+    (warning,) = caught
+    named = str(warning.message).partition(": ")[2].split(", ")
+    assert sorted(named) == ["compare_steps", "dataset_num_proc", "optimize_cuda_cache", "use_score_norm"]
+    assert warning.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PPOConfig(use_score_norm=True, use_score_scaling=True, optimize_cuda_cache=None)
+        PPOConfig(compare_steps=5, push_to_hub_if_best_kwargs={"repo_id": "me/model"})
 
 
 def test_import_is_light():
