@@ -127,6 +127,11 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     add("batch_size", "prompts per process and PPO step; with --test, per generation batch", positive_int)
     add("mini_batch_size", "responses per forward and backward pass", positive_int)
     add("gradient_accumulation_steps", "mini-batches per optimizer step", positive_int)
+    add(
+        "lora_targets",
+        "layers that get fresh LoRA adapters: ends of module names, separated by commas (default: PEFT's for this type "
+        "of model, or all projections of attention)",
+    )
     add("n_ppo_epoch_per_rollout", "passes over each batch of rollouts", positive_int)
     add(
         "kl_threshold",

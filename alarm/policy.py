@@ -29,11 +29,17 @@ def load_tokenizer(policy: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    policy: str, tokenizer: PreTrainedTokenizerBase, dtype: str, fresh_adapter: PeftConfig | None = None
+    policy: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    fresh_adapter: PeftConfig | None = None,
+    targets: list[str] | None = None,
 ) -> AutoModelForSeq2SeqLMWithValueHead:
-    """The model at `policy`, with `fresh_adapter` if it has no adapter of its own.
+    """The model at `policy`, with `fresh_adapter` on `targets` if it has no adapter of its own.
 
-    Raises UserError if it cannot be loaded, and if the tokenizer has tokens for which it has no embedding.
+    targets: ends of module names; None: those of `trl.lora.lora_targets`. They are printed.
+    Raises UserError if the model cannot be loaded, if it has no module of such a name, and if the tokenizer has tokens
+    for which it has no embedding.
     """
     import torch
 
@@ -41,6 +47,11 @@ def load_model(
     from trl.adapters import is_adapter
 
     with reported("the policy", policy):
+        if is_adapter(policy):
+            if targets:
+                raise UserError(f"{policy} has an adapter, which stays where it is; drop --lora_targets")
+        elif fresh_adapter is not None:
+            fresh_adapter.target_modules = _check_targets(policy, targets)
         model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
             policy,
             peft_config=None if is_adapter(policy) else fresh_adapter,
@@ -55,6 +66,29 @@ def load_model(
             "save the adapter with its embeddings, or give the tokenizer of its base model"
         )
     return model
+
+
+def _check_targets(policy: str, targets: list[str] | None) -> list[str] | None:
+    """The modules that get LoRA: `targets` if the model has them, or else those that are found. Loads no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    from trl.lora import lora_targets, unknown_targets
+
+    from .launch import process_state
+
+    config = AutoConfig.from_pretrained(policy)
+    if not config.is_encoder_decoder:
+        return targets  # loading it reports that
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    if unknown := unknown_targets(model, targets or []):
+        raise UserError(
+            f"--lora_targets: {policy} has no module {unknown[0]!r}; its attention has {', '.join(lora_targets(model))}"
+        )
+    targets = targets or lora_targets(model)
+    process_state().print(f"LoRA on {', '.join(targets)}")
+    return targets
 
 
 def encode_splits(
@@ -119,7 +153,9 @@ def build_trainer(
             f"the dataset has {len(train_prompts)} examples, fewer than one batch of {config.batch_size} on each of "
             f"{processes} process(es); lower batch_size or give more data"
         )
-    return make_trainer(config, load_model(policy, tokenizer, args.dtype, lora), tokenizer, train_prompts)
+    targets = [target.strip() for target in args.lora_targets.split(",")] if args.lora_targets else None
+    model = load_model(policy, tokenizer, args.dtype, lora, targets)
+    return make_trainer(config, model, tokenizer, train_prompts)
 
 
 def make_trainer(
