@@ -136,6 +136,9 @@ class _ModelWithValueHead(nn.Module):
     """A language model (`pretrained_model`, possibly a PEFT model) and its value head (`v_head`)."""
 
     auto_class: type
+    # Encoder-decoder models: token ids between the decoder's start token and the response, such as the target language
+    # of NLLB. The policy did not choose them: they are no actions.
+    decoder_prefix: tuple[int, ...] = ()
 
     def __init__(self, pretrained_model: nn.Module) -> None:
         super().__init__()
@@ -291,20 +294,23 @@ class AutoModelForSeq2SeqLMWithValueHead(_ModelWithValueHead):
     query_padding = "right"
 
     def response_inputs(self, query_ids: Tensor, query_mask: Tensor, response_ids: Tensor, mask: Tensor) -> dict:
-        """Arguments of `forward` such that output t scores response token t: decoder input = [start] + response[:-1].
+        """Arguments of `forward` such that output t scores response token t.
 
+        The decoder reads [start] + decoder_prefix + response[:-1], and its last T outputs count.
         query_ids, query_mask: (B, Q); response_ids, mask: (B, T), padded on the right
         """
         start = self.config.decoder_start_token_id
         if start is None:
             raise ValueError("the model's config has no decoder_start_token_id; set it")
-        first = torch.full_like(response_ids[:, :1], start)
+        first = response_ids.new_tensor([[start, *self.decoder_prefix]]).repeat(len(response_ids), 1)
+        prefix_mask = mask.new_ones(len(mask), len(self.decoder_prefix))
         return {
             "input_ids": query_ids,
             "attention_mask": query_mask,
             "decoder_input_ids": torch.cat([first, response_ids[:, :-1]], dim=1),
             # said, and made from lengths: a sampled pad token is an action like any other
-            "decoder_attention_mask": mask,
+            "decoder_attention_mask": torch.cat([prefix_mask, mask], dim=1),
+            "logits_to_keep": response_ids.shape[1],
         }
 
     def forward(
@@ -313,8 +319,12 @@ class AutoModelForSeq2SeqLMWithValueHead(_ModelWithValueHead):
         attention_mask: Tensor,
         decoder_input_ids: Tensor,
         decoder_attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) in the model's type and values (B, T) float32, for (B, T) decoder inputs."""
+        """Logits (B, T, V) in the model's type and values (B, T) float32 at the last T = `logits_to_keep` inputs.
+
+        0 keeps all decoder inputs.
+        """
         with self._last_hidden_state() as kept:
             logits = self.pretrained_model(
                 input_ids=input_ids,
@@ -323,7 +333,7 @@ class AutoModelForSeq2SeqLMWithValueHead(_ModelWithValueHead):
                 decoder_attention_mask=decoder_attention_mask,
                 use_cache=False,
             ).logits
-        return logits, self._values(kept[-1])
+        return logits[:, -logits_to_keep:], self._values(kept[-1][:, -logits_to_keep:])
 
 
 class AutoModelForCausalLMWithValueHead(_ModelWithValueHead):

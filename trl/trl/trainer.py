@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,8 @@ class PPOTrainer:
         for start in range(0, len(queries), batch_size or max(len(queries), 1)):
             chunk = queries[start : start + batch_size] if batch_size else queries
             ids, mask = _pad(chunk, self._pad_id, self.policy.query_padding, self.device)
-            responses += generate(self.policy.pretrained_model, ids, mask, self._tokens, **generation_kwargs)
+            tokens = replace(self._tokens, prefix=self.policy.decoder_prefix)
+            responses += generate(self.policy.pretrained_model, ids, mask, tokens, **generation_kwargs)
         return responses
 
     # --- one PPO step ------------------------------------------------------------------------------------------------
