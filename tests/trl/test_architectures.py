@@ -201,8 +201,10 @@ class Case:
     def load(self):
         model_class = _class_of(self.architecture.build())
         torch.manual_seed(1)
-        lora = LoraConfig(r=2, target_modules=self.architecture.targets) if self.lora else None
-        return model_class.from_pretrained(self.folder, peft_config=lora)
+        return model_class.from_pretrained(self.folder, peft_config=self.peft_config())
+
+    def peft_config(self) -> LoraConfig | None:
+        return LoraConfig(r=2, target_modules=self.architecture.targets) if self.lora else None
 
     def trainer(self, model) -> PPOTrainer:
         config = PPOConfig(
@@ -265,6 +267,11 @@ def logprobs(model, queries=QUERIES, responses=RESPONSES) -> list[torch.Tensor]:
     return [row[: len(response)] for row, response in zip(found, responses, strict=True)]
 
 
+def without_prompt(trainer) -> dict:
+    """The argument of `generate` that leaves the prompt out, if it has one."""
+    return {"return_prompt": False} if "return_prompt" in inspect.signature(trainer.generate).parameters else {}
+
+
 def same(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=tolerance, rtol=0)
 
@@ -292,9 +299,7 @@ def test_the_output_layer_reads_what_the_value_head_reads(policy, case):
 
 def test_generation_is_the_same_in_a_batch_as_alone(policy, case, fresh_accelerate):
     trainer = case.trainer(policy)
-    settings = {"do_sample": False, "max_new_tokens": 4}
-    if "return_prompt" in inspect.signature(trainer.generate).parameters:
-        settings["return_prompt"] = False
+    settings = {"do_sample": False, "max_new_tokens": 4} | without_prompt(trainer)
     batch = trainer.generate(QUERIES, batch_size=3, **settings)
     alone = [trainer.generate([query], batch_size=1, **settings)[0] for query in QUERIES]
     assert [ids.tolist() for ids in batch] == [ids.tolist() for ids in alone]
@@ -325,3 +330,29 @@ def test_a_policy_learns_and_is_saved_and_resumed(case, tmp_path, fresh_accelera
     trainer.policy.save_pretrained(tmp_path / "policy")
     loaded = type(trainer.policy).from_pretrained(tmp_path / "policy")
     torch.testing.assert_close(torch.cat(logprobs(loaded)), trained, atol=1e-6, rtol=0)
+
+
+# --- half precision --------------------------------------------------------------------------------------------------
+
+# float16 keeps 11 bits and bfloat16 8; these logits reach 10, and two layers round several times
+TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.15}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", ["T5", "Llama"])
+def test_half_precision_is_finite_and_close_to_float32(name, dtype, tmp_path, fresh_accelerate):
+    model = ARCHITECTURES[name].build()
+    model.save_pretrained(tmp_path)
+    exact = Case(ARCHITECTURES[name], str(tmp_path), lora=True)
+    expected = logprobs(exact.load())
+    trainer = exact.trainer(_class_of(model).from_pretrained(tmp_path, peft_config=exact.peft_config(), dtype=dtype))
+    assert trainer.policy.base_model.dtype == dtype
+    found = logprobs(trainer.policy)
+    assert found[0].dtype == torch.float32
+    same(found, expected, TOLERANCES[dtype])
+    assert not torch.equal(torch.cat(found), torch.cat(expected))
+    responses = trainer.generate(QUERIES, batch_size=3, do_sample=True, max_new_tokens=4, **without_prompt(trainer))
+    stats = trainer.step(QUERIES, responses, [torch.ones(len(ids)) for ids in responses])
+    assert float(stats["ppo/updates"]) == 1
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in stats.values())
+    assert torch.isfinite(torch.cat(logprobs(trainer.policy))).all()

@@ -53,6 +53,7 @@ class SpecialTokens:
     bos: int | None
     ends: tuple[int, ...]  # each of them ends a response
     pad: int
+    prefix: tuple[int, ...] = ()  # between start and response: tokens that are no actions, such as a target language
 
 
 def special_tokens(model: nn.Module, tokenizer: Any = None) -> SpecialTokens:
@@ -116,8 +117,9 @@ def generate(
 ) -> list[Tensor]:
     """One response per row of a padded batch: (B, Q) ids and mask in, B x (T_i,) ids out.
 
-    A response ends with its first end token, included, or where a stopping criterion stops it, and holds no padding; a
-    sampled pad token is an action like any other. `given`: fields of GenerationConfig (see `generation_settings`), and
+    A response starts after the prompt, or after the start token and `tokens.prefix` of an encoder-decoder model. It
+    ends with its first end token, included, or where a stopping criterion stops it, and holds no padding; a sampled
+    pad token is an action like any other. `given`: fields of GenerationConfig (see `generation_settings`), and
     other arguments of transformers' `generate`.
     """
     fields = {name: value for name, value in given.items() if name in vars(GenerationConfig())}
@@ -132,9 +134,12 @@ def generate(
         arguments["stopping_criteria"] = StoppingCriteriaList([stopped])
 
     base = _base_model(model)
+    if tokens.prefix:
+        decoder_ids = query_ids.new_tensor([[settings.decoder_start_token_id, *tokens.prefix]])
+        arguments["decoder_input_ids"] = decoder_ids.repeat(len(query_ids), 1)
     with _without_own_settings(base):
         output = model.generate(input_ids=query_ids, attention_mask=query_mask, generation_config=settings, **arguments)
-    first = 1 if base.config.is_encoder_decoder else query_ids.shape[1]
+    first = 1 + len(tokens.prefix) if base.config.is_encoder_decoder else query_ids.shape[1]
     ends = [] if settings.eos_token_id is None else settings.eos_token_id
     ends = torch.as_tensor(ends, dtype=torch.long, device=output.device).reshape(-1)
     responses = []

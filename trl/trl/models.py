@@ -50,6 +50,10 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
     lm_head_namings: tuple[str, ...]
     supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
+    # Encoder-decoder models: token ids between the decoder's start token and the response, such as the target language
+    # of NLLB. The policy did not choose them: they are no actions.
+    decoder_prefix: tuple[int, ...] = ()
+
     def __init__(self, pretrained_model: nn.Module, **head: Any) -> None:
         super().__init__()
         self.pretrained_model = pretrained_model
@@ -335,20 +339,23 @@ class AutoModelForSeq2SeqLMWithValueHead(PreTrainedModelWrapper):
     query_padding = "right"
 
     def response_inputs(self, query_ids: Tensor, query_mask: Tensor, response_ids: Tensor, mask: Tensor) -> dict:
-        """Arguments of `forward` such that output t scores response token t: decoder input = [start] + response[:-1].
+        """Arguments of `forward` such that output t scores response token t.
 
+        The decoder reads [start] + decoder_prefix + response[:-1], and its last T outputs count.
         query_ids, query_mask: (B, Q); response_ids, mask: (B, T), padded on the right
         """
         start = special_tokens(self.base_model).start
         if start is None:
             raise ValueError("the model's config has no decoder_start_token_id; set it")
-        first = torch.full_like(response_ids[:, :1], start)
+        first = response_ids.new_tensor([[start, *self.decoder_prefix]]).repeat(len(response_ids), 1)
+        prefix_mask = mask.new_ones(len(mask), len(self.decoder_prefix))
         return {
             "input_ids": query_ids,
             "attention_mask": query_mask,
             "decoder_input_ids": torch.cat([first, response_ids[:, :-1]], dim=1),
             # said, and made from lengths: a sampled pad token is an action like any other
-            "decoder_attention_mask": mask,
+            "decoder_attention_mask": torch.cat([prefix_mask, mask], dim=1),
+            "logits_to_keep": response_ids.shape[1],
         }
 
     def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:
@@ -361,14 +368,17 @@ class AutoModelForSeq2SeqLMWithValueHead(PreTrainedModelWrapper):
         input_ids: Tensor | None = None,
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
 
-        kwargs: to the wrapped model (decoder_input_ids, decoder_attention_mask, labels...); T: decoder inputs
+        T: the last `logits_to_keep` decoder inputs; 0 keeps all.
+        kwargs: to the wrapped model (decoder_input_ids, decoder_attention_mask, labels...)
         """
         output, hidden = self._run(**self._inputs(input_ids, past_key_values, attention_mask, kwargs))
-        return output.logits, output.loss, self._values(hidden, output.logits)
+        values = self._values(hidden, output.logits)
+        return output.logits[:, -logits_to_keep:], output.loss, values[:, -logits_to_keep:]
 
 
 class AutoModelForCausalLMWithValueHead(PreTrainedModelWrapper):

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -456,7 +456,8 @@ class PPOTrainer:
         self, model: nn.Module, queries: Sequence[Tensor], return_prompt: bool, generation_kwargs: dict
     ) -> list[Tensor]:
         ids, mask = _pad(queries, self._pad_id, self.policy.query_padding, self.device)
-        responses = generate(model.pretrained_model, ids, mask, self._tokens, **generation_kwargs)
+        tokens = replace(self._tokens, prefix=self.policy.decoder_prefix)
+        responses = generate(model.pretrained_model, ids, mask, tokens, **generation_kwargs)
         if self.is_encoder_decoder or not return_prompt:
             return responses
         each = len(responses) // len(queries)  # num_return_sequences
