@@ -1,13 +1,15 @@
-"""The policy that both train_ppo.py build: where its LoRA adapters go."""
+"""The policy and the trainer that both train_ppo.py build."""
 
 from __future__ import annotations
+
+import argparse
 
 import pytest
 from peft import LoraConfig
 from transformers import AutoTokenizer, MarianConfig, MarianMTModel
 
 from alarm.errors import UserError
-from alarm.policy import load_model
+from alarm.policy import build_trainer, load_model
 from helpers import CHECKPOINTS
 
 TINY_T5 = str(CHECKPOINTS / "tiny-t5")
@@ -59,3 +61,12 @@ def test_a_trained_adapter_stays_where_it_is(tokenizer, tmp_path):
     assert adapted(load_model(str(tmp_path), tokenizer, "float32", LoraConfig(r=2))) == {"q", "v"}
     with pytest.raises(UserError, match="drop --lora_targets"):
         load_model(str(tmp_path), tokenizer, "float32", LoraConfig(r=2), ["k"])
+
+
+def test_data_smaller_than_a_batch_is_refused_before_a_model_loads(tmp_path):
+    args = argparse.Namespace(
+        seed=0, lr=1e-5, batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2, n_ppo_epoch_per_rollout=4,
+        kl_threshold=1.0, test=False, report_to="none", run_name="run", save_dir=str(tmp_path), dtype="float32",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="7 examples, fewer than one batch of 8"):
+        build_trainer(args, str(tmp_path / "no such model"), None, [None] * 7)

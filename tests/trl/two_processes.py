@@ -25,7 +25,8 @@ def main(model: str, out: str) -> None:
     share = SAMPLES // processes
     config = PPOConfig(
         log_with="none", batch_size=share, mini_batch_size=share // 2, gradient_accumulation_steps=2, ppo_epochs=6,
-        early_stopping=True, target_kl=0.01, max_grad_norm=1.0,
+        early_stopping=True, target_kl=0.01, max_grad_norm=1.0, use_score_scaling=True, use_score_norm=True,
+        whiten_rewards=True,
     )  # fmt: skip
     trainer = PPOTrainer(config, policy, optimizer=optimizer, dataset=list(range(19)), data_collator=list)
     assert trainer.accelerator.num_processes == processes

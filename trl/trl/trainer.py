@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import inspect
@@ -33,6 +32,7 @@ from . import ppo_math
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
 from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
+from .reference import create_reference_model
 from .value_head import current_names
 
 TRAINABLE_FILE = "trainable.safetensors"
@@ -264,7 +264,7 @@ class PPOTrainer:
             return given if isinstance(given, type(model)) else type(model)(given)
         if self.is_peft_model:
             return None
-        return _copy_as_reference(model, num_shared_layers)
+        return create_reference_model(model, num_shared_layers)
 
     def _used_columns(self, dataset: Sequence) -> Sequence:
         """A `datasets.Dataset` with the columns that the model takes and those for logs; another kind as it is."""
@@ -1123,15 +1123,6 @@ def _check_model(model: Any) -> None:
             f"model must be an AutoModelForCausalLMWithValueHead or AutoModelForSeq2SeqLMWithValueHead, "
             f"not {type(model).__name__}"
         )
-
-
-def _copy_as_reference(model: nn.Module, num_shared_layers: int | None) -> nn.Module:
-    """A copy of the model as it is; weights that do not train are shared, and take no memory."""
-    if num_shared_layers is not None:
-        from .models import create_reference_model
-
-        return create_reference_model(model, num_shared_layers)
-    return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
 
 
 def _make_accelerator(config: PPOConfig) -> Accelerator:
