@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, MarianConfig, MarianMTModel
 
 from alarm.errors import UserError
 from alarm.evaluation import read_generations
@@ -538,3 +539,27 @@ def test_help_loads_nothing_heavy(script):
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "(default: " in done.stdout
+
+
+def test_a_marian_policy_trains_and_translates(world, train_ppo, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(world.folder / "policy")
+    config = MarianConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id, forced_eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MarianMTModel(config).save_pretrained(tmp_path / "marian")
+    tokenizer.save_pretrained(tmp_path / "marian")
+    flags = [*world.flags, "--policy_ckpt", str(tmp_path / "marian"), "--lora_targets", "q_proj, v_proj"]
+    train_ppo([*flags, "--save_dir", str(tmp_path / "run"), "--max_steps", "2"])
+    assert len(train_rows(tmp_path / "run")) == 2
+    assert '"lora_targets": "q_proj, v_proj"' in (tmp_path / "run" / "run.json").read_text()
+    adapter = json.loads((tmp_path / "run" / "policy" / "adapter_config.json").read_text())
+    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
+    forget_accelerate()
+    out = tmp_path / "out.json"
+    flags = [*world.flags, "--policy_ckpt", str(tmp_path / "run"), "--test", "--save_dir", str(out)]
+    train_ppo(flags)
+    assert len(json.loads(out.read_text())) == len(PAIRS)
