@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -120,8 +119,6 @@ ARCHITECTURES = {
         },
         ["key_proj", "out_proj", "query_proj", "relative_pos_embeddings", "value_proj"],
         cannot={
-            "alone": "transformers: the n-gram stream scores a token differently if more tokens follow it",
-            "greedy": "transformers: the n-gram stream scores a token differently if more tokens follow it",
             "output": "its logits come from the n-gram stream, the decoder's last hidden state is the main stream",
         },
     ),
@@ -218,17 +215,9 @@ def _class_of(model) -> type:
     return AutoModelForSeq2SeqLMWithValueHead if model.config.is_encoder_decoder else AutoModelForCausalLMWithValueHead
 
 
-# its decoder returns logits, which the value head cannot read
-BROKEN = pytest.mark.xfail(strict=True, reason="the value head does not find FSMT's last hidden state")
-
-
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(f"{name}{lora}", marks=BROKEN if name == "FSMT" else ())
-        for name in ARCHITECTURES
-        for lora in ("", " with LoRA")
-    ],
+    params=[f"{name}{lora}" for name in ARCHITECTURES for lora in ("", " with LoRA")],
 )
 def case(request, tmp_path_factory) -> Case:
     name = request.param.removesuffix(" with LoRA")
@@ -267,17 +256,11 @@ def logprobs(model, queries=QUERIES, responses=RESPONSES) -> list[torch.Tensor]:
     return [row[: len(response)] for row, response in zip(found, responses, strict=True)]
 
 
-def without_prompt(trainer) -> dict:
-    """The argument of `generate` that leaves the prompt out, if it has one."""
-    return {"return_prompt": False} if "return_prompt" in inspect.signature(trainer.generate).parameters else {}
-
-
 def same(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=tolerance, rtol=0)
 
 
 def test_a_row_is_scored_in_a_batch_as_alone(policy, case):
-    case.needs("alone")
     alone = [logprobs(policy, [query], [response])[0] for query, response in zip(QUERIES, RESPONSES, strict=True)]
     assert torch.cat(alone).std() > 0.01
     same(logprobs(policy), alone)
@@ -299,12 +282,11 @@ def test_the_output_layer_reads_what_the_value_head_reads(policy, case):
 
 def test_generation_is_the_same_in_a_batch_as_alone(policy, case, fresh_accelerate):
     trainer = case.trainer(policy)
-    settings = {"do_sample": False, "max_new_tokens": 4} | without_prompt(trainer)
+    settings = {"do_sample": False, "max_new_tokens": 4} | {"return_prompt": False}
     batch = trainer.generate(QUERIES, batch_size=3, **settings)
     alone = [trainer.generate([query], batch_size=1, **settings)[0] for query in QUERIES]
     assert [ids.tolist() for ids in batch] == [ids.tolist() for ids in alone]
     assert all(1 <= len(ids) <= 4 for ids in batch)
-    case.needs("greedy")
     # each token is the likeliest one in the pass that scores it
     with torch.no_grad():
         likeliest = policy(**inputs_of(policy, QUERIES, batch)[0])[0].argmax(-1)
@@ -351,7 +333,7 @@ def test_half_precision_is_finite_and_close_to_float32(name, dtype, tmp_path, fr
     assert found[0].dtype == torch.float32
     same(found, expected, TOLERANCES[dtype])
     assert not torch.equal(torch.cat(found), torch.cat(expected))
-    responses = trainer.generate(QUERIES, batch_size=3, do_sample=True, max_new_tokens=4, **without_prompt(trainer))
+    responses = trainer.generate(QUERIES, batch_size=3, do_sample=True, max_new_tokens=4, return_prompt=False)
     stats = trainer.step(QUERIES, responses, [torch.ones(len(ids)) for ids in responses])
     assert float(stats["ppo/updates"]) == 1
     assert all(torch.isfinite(torch.as_tensor(value)).all() for value in stats.values())
