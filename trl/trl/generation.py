@@ -134,6 +134,8 @@ def generate(
         arguments["stopping_criteria"] = StoppingCriteriaList([stopped])
 
     base = _base_model(model)
+    if base.config.model_type == "fsmt" and "use_cache" not in fields:
+        settings.use_cache = False  # with it positions after a sampled pad token are others than in scoring
     if tokens.prefix:
         decoder_ids = query_ids.new_tensor([[settings.decoder_start_token_id, *tokens.prefix]])
         arguments["decoder_input_ids"] = decoder_ids.repeat(len(query_ids), 1)
