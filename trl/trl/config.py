@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
@@ -179,15 +179,20 @@ class PPOConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat: the entries of a dict have the names `field/key`."""
         settings = {f.name: getattr(self, f.name) for f in fields(self)} | {"total_ppo_epochs": self.total_ppo_epochs}
-        return dict(_flat(settings))
+        return flatten_dict(settings)
 
 
-def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
+def flatten_dict(nested: Mapping, sep: str = "/") -> dict:
+    """One dictionary out of nested ones, with their keys joined by `sep`. A key that holds `sep` is a ValueError."""
+    flat = {}
+    for key, value in nested.items():
+        if sep in key:
+            raise ValueError(f"the key {key!r} holds the separator {sep!r}; choose another separator")
+        if isinstance(value, Mapping):
+            flat |= {f"{key}{sep}{inner}": leaf for inner, leaf in flatten_dict(value, sep).items()}
         else:
-            yield f"{prefix}{name}", value
+            flat[key] = value
+    return flat
 
 
 def _is_finite(value: Any) -> bool:

@@ -5,7 +5,7 @@ Masks hold 0 and 1 (any number type) or False and True, and have the shape of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from . import ppo_math
+from .config import flatten_dict
 from .generation import SAMPLING, generate, special_tokens
 from .trainer import set_seed
 
@@ -118,19 +119,6 @@ def top_k_top_p_filtering(
 
 
 # --- dictionaries of statistics --------------------------------------------------------------------------------------
-
-
-def flatten_dict(nested: Mapping, sep: str = "/") -> dict:
-    """One dictionary out of nested ones, with their keys joined by `sep`. A key that holds `sep` is a ValueError."""
-    flat = {}
-    for key, value in nested.items():
-        if sep in key:
-            raise ValueError(f"the key {key!r} holds the separator {sep!r}; choose another separator")
-        if isinstance(value, Mapping):
-            flat |= {f"{key}{sep}{inner}": leaf for inner, leaf in flatten_dict(value, sep).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def stack_dicts(stats_dicts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

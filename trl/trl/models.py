@@ -257,6 +257,34 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
+
+        logits_to_keep: T, the last positions (of the decoder's inputs if there is an encoder); 0 keeps all
+        kwargs: to the wrapped model (labels, decoder_input_ids, position_ids...). The position numbers of a
+            decoder-only model start at the first unmasked token of a row unless they are given.
+        """
+        inputs = self._inputs(input_ids, past_key_values, attention_mask, kwargs)
+        output, hidden = self._run(**inputs, **self._accepted({"logits_to_keep": logits_to_keep}))
+        # [-0:] is the whole
+        logits = output.logits[:, -logits_to_keep:]
+        return logits, output.loss, self._values(hidden[:, -logits_to_keep:], logits)
+
+    def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:
+        given = {"input_ids": input_ids, "past_key_values": past_key_values, "attention_mask": attention_mask} | kwargs
+        given = {name: value for name, value in given.items() if value is not None}
+        defaults: dict[str, Any] = {"use_cache": "past_key_values" in given}
+        if not self.config.is_encoder_decoder and attention_mask is not None and "past_key_values" not in given:
+            defaults["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        return self._accepted(defaults) | given
+
     def _run(self, **inputs: Any) -> tuple[Any, Tensor]:
         """The wrapped model's output, and the decoder's last hidden state (B, T, H)."""
         with self._last_hidden_state() as kept:
@@ -358,28 +386,6 @@ class AutoModelForSeq2SeqLMWithValueHead(PreTrainedModelWrapper):
             "logits_to_keep": response_ids.shape[1],
         }
 
-    def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:
-        given = {"input_ids": input_ids, "past_key_values": past_key_values, "attention_mask": attention_mask} | kwargs
-        given = {name: value for name, value in given.items() if value is not None}
-        return self._accepted({"use_cache": "past_key_values" in given}) | given
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
-
-        T: the last `logits_to_keep` decoder inputs; 0 keeps all.
-        kwargs: to the wrapped model (decoder_input_ids, decoder_attention_mask, labels...)
-        """
-        output, hidden = self._run(**self._inputs(input_ids, past_key_values, attention_mask, kwargs))
-        values = self._values(hidden, output.logits)
-        return output.logits[:, -logits_to_keep:], output.loss, values[:, -logits_to_keep:]
-
 
 class AutoModelForCausalLMWithValueHead(PreTrainedModelWrapper):
     """A decoder-only language model (GPT-2, Llama...) with a value head."""
@@ -398,31 +404,3 @@ class AutoModelForCausalLMWithValueHead(PreTrainedModelWrapper):
             "attention_mask": torch.cat([query_mask, mask[:, :-1].to(query_mask.dtype)], dim=1),
             "logits_to_keep": response_ids.shape[1],
         }
-
-    def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:
-        given = {"input_ids": input_ids, "past_key_values": past_key_values, "attention_mask": attention_mask} | kwargs
-        given = {name: value for name, value in given.items() if value is not None}
-        defaults: dict[str, Any] = {"use_cache": "past_key_values" in given}
-        if attention_mask is not None and "past_key_values" not in given:
-            defaults["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        return self._accepted(defaults) | given
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
-
-        logits_to_keep: T, the last positions; 0 keeps all
-        kwargs: to the wrapped model (labels, position_ids...). Position numbers start at the first unmasked token of a
-            row unless they are given.
-        """
-        inputs = self._inputs(input_ids, past_key_values, attention_mask, kwargs)
-        output, hidden = self._run(**inputs, **self._accepted({"logits_to_keep": logits_to_keep}))
-        # [-0:] is the whole
-        logits = output.logits[:, -logits_to_keep:]
-        return logits, output.loss, self._values(hidden[:, -logits_to_keep:], logits)
