@@ -43,7 +43,8 @@ def log_of(run) -> list[dict]:
 def logits(folder) -> torch.Tensor:
     model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(folder)
     ids = torch.tensor([[5, 9, 30, len(model.base_model.shared.weight) - 1, 1]])
-    return model(ids, torch.ones_like(ids), ids, torch.ones_like(ids))[0]
+    inputs = {"attention_mask": torch.ones_like(ids), "decoder_attention_mask": torch.ones_like(ids)}
+    return model(input_ids=ids, decoder_input_ids=ids, **inputs)[0]
 
 
 def test_first_kl_is_zero_resumed_or_not_and_nothing_is_lost(world, adapter, train_ppo, tmp_path):
