@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alarm.errors import UserError, report_user_errors
-from alarm.files import check_writable, write_json
-from alarm.flags import parser, positive_int, resolve_policy
-from alarm.launch import check_launch, process_state
-from alarm.tasks.translation import DATASET, prompt
-from alarm.translate import load_parts
+from alarm.common.errors import UserError, report_user_errors
+from alarm.common.files import check_writable, write_json
+from alarm.common.launch import check_launch, process_state
+from alarm.tasks.mt.aspects import DATASET, prompt
+from alarm.tasks.mt.quality import load_parts
+from alarm.training.flags import parser, positive_int, resolve_policy
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     policy = resolve_policy(args.policy_ckpt)
     rows = load_parts({"test": args.test_file}, args.dataset)["test"]
 
-    from alarm.policy import load_model, load_tokenizer
-    from alarm.rollout import encode_prompts
-    from alarm.translate import overlap_scores, readability_scores, translate
+    from alarm.tasks.mt.quality import overlap_scores, readability_scores, translate
+    from alarm.training.policy import load_model, load_tokenizer
+    from alarm.training.rollout import encode_prompts
 
     state = process_state()
     tokenizer = load_tokenizer(policy)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "references": readability_scores(references),
     }
     if state.is_main_process:
-        from alarm.loop import say_counts, show
+        from alarm.training.loop import say_counts, show
 
         show(f"{args.policy_ckpt} on {len(rows)} pairs", scores)
         say_counts({"empty translations": sum(not text.strip() for text in translations)})

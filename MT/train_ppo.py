@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from alarm.calibration import use_calibration
-from alarm.errors import report_user_errors
-from alarm.flags import (
+from alarm.common.errors import report_user_errors
+from alarm.common.launch import check_launch, process_state
+from alarm.tasks.mt.aspects import DATASET, prompt
+from alarm.tasks.mt.grammar.checker import BACKENDS, make_checker
+from alarm.tasks.mt.quality import load_parts
+from alarm.training.calibration import use_calibration
+from alarm.training.flags import (
     add_ppo_flags,
     check_model_name,
     check_ppo_flags,
@@ -17,11 +21,7 @@ from alarm.flags import (
     positive_int,
     resolve_policy,
 )
-from alarm.grammar import BACKENDS, make_checker
-from alarm.launch import check_launch, process_state
-from alarm.run import Run
-from alarm.tasks.translation import DATASET, prompt
-from alarm.translate import load_parts
+from alarm.training.run import Run
 
 DEFAULTS = {
     "policy_ckpt": "halfrot/sft-mt5-base",
@@ -84,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         run.check_splits(args.dataset, {split: rows for split, rows in examples.items() if not files[split]})
 
     # 2. the prompts as the policy reads them
-    from alarm.loop import run_test, run_training
-    from alarm.policy import build_trainer, encode_splits, load_tokenizer
-    from alarm.scorers import mt_scorer
+    from alarm.training.build_scorer import mt_scorer
+    from alarm.training.loop import run_test, run_training
+    from alarm.training.policy import build_trainer, encode_splits, load_tokenizer
 
     state = process_state()
     tokenizer = load_tokenizer(policy)

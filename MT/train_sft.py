@@ -6,13 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from alarm.errors import report_user_errors
-from alarm.files import write_json
-from alarm.flags import positive_int
-from alarm.launch import process_state
-from alarm.supervised import check_training, training_parser, warn_of_shared
-from alarm.tasks.translation import DATASET, prompt
-from alarm.translate import load_parts
+from alarm.common.errors import report_user_errors
+from alarm.common.files import write_json
+from alarm.common.launch import process_state
+from alarm.learning.fit import check_training, training_parser, warn_of_shared
+from alarm.tasks.mt.aspects import DATASET, prompt
+from alarm.tasks.mt.quality import load_parts
+from alarm.training.flags import positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     warn_of_shared(map(prompt, rows["train"]), map(prompt, rows["dev"]))
     pairs = {split: [(prompt(row), row["translation"]["en"]) for row in part] for split, part in rows.items()}
 
-    from alarm.sft import train_seq2seq
+    from alarm.learning.sft import train_seq2seq
 
     train_seq2seq(pairs["train"], pairs["dev"], args, args.max_len, args.max_len)
     measure(rows["dev"], args)
@@ -44,9 +44,9 @@ def measure(dev: list[dict], args: argparse.Namespace) -> None:
     """BLEU and chrF of what was written to args.save_dir, added to its metrics.json."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from alarm.checkpoints import load_model
-    from alarm.rollout import encode_prompts
-    from alarm.translate import overlap_scores, translate
+    from alarm.models.load import load_model
+    from alarm.tasks.mt.quality import overlap_scores, translate
+    from alarm.training.rollout import encode_prompts
 
     state = process_state()
     tokenizer = AutoTokenizer.from_pretrained(args.save_dir)

@@ -15,10 +15,10 @@ import re
 import time
 from collections import Counter
 
-from alarm.errors import report_user_errors
-from alarm.flags import parser, positive_int
-from alarm.grammar import BACKENDS, Match, make_checker
-from alarm.tasks.translation import load_rows
+from alarm.common.errors import report_user_errors
+from alarm.tasks.mt.aspects import load_rows
+from alarm.tasks.mt.grammar.checker import BACKENDS, Match, make_checker
+from alarm.training.flags import parser, positive_int
 
 SPELLING = "MORFOLOGIK_RULE_EN_US"
 

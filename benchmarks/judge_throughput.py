@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from alarm.errors import report_user_errors
-from alarm.flags import parser, positive_float, positive_int
-from alarm.judge import DEFAULT_TEMPLATE, Comparison, Judge
-from alarm.judge_sender import JudgeSettings
+from alarm.common.errors import report_user_errors
+from alarm.evaluation.judge.judge import DEFAULT_TEMPLATE, Comparison, Judge
+from alarm.evaluation.judge.sender import JudgeSettings
+from alarm.training.flags import parser, positive_float, positive_int
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "eval"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
 from judge_stub import JudgeStub
 
 

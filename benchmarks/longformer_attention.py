@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     import transformers
     from transformers import LongformerConfig, LongformerForSequenceClassification, LongformerForTokenClassification
 
-    from alarm.longformer import accelerate_longformer
+    from alarm.models.longformer import accelerate_longformer
 
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)

@@ -11,9 +11,9 @@ import sys
 from itertools import combinations, islice
 from pathlib import Path
 
-from alarm.errors import UserError, report_user_errors
-from alarm.flags import seed_value
-from alarm.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
+from alarm.common.errors import UserError, report_user_errors
+from alarm.evaluation.judge.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
+from alarm.training.flags import seed_value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,10 +66,10 @@ def judge_all(judge: Judge, seeds: list[list]) -> list[dict[tuple[str, str], lis
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from alarm.bootstrap import DRAWS
-    from alarm.evaluation import compare, describe_conflicts, draw_prompts, is_results_file, read_seeds
-    from alarm.files import check_writable, write_json
-    from alarm.report import Setup, check_report_folder, print_results, screen, write_report
+    from alarm.common.bootstrap import DRAWS
+    from alarm.common.files import check_writable, write_json
+    from alarm.evaluation.compare import compare, describe_conflicts, draw_prompts, is_results_file, read_seeds
+    from alarm.evaluation.report.report import Setup, check_report_folder, print_results, screen, write_report
 
     # abspath drops a trailing slash and gives "." a name
     folder = Path(os.path.abspath(args.generations_dir))

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from alarm.errors import UserError, report_user_errors
-from alarm.files import check_writable
-from alarm.flags import check_model_name, parser, positive_int, resolve_policy
-from alarm.grammar import make_checker
-from alarm.spans import find_splitter
-from alarm.tasks.long_form_qa import check_reward_models, load_examples
+from alarm.common.errors import UserError, report_user_errors
+from alarm.common.files import check_writable
+from alarm.tasks.mt.grammar.checker import make_checker
+from alarm.tasks.qa.aspects import check_reward_models, load_examples
+from alarm.tasks.spans import find_splitter
+from alarm.training.flags import check_model_name, parser, positive_int, resolve_policy
 
 if TYPE_CHECKING:
     from alarm.rewards import RewardRecipe
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     # 1. whatever can be wrong without loading a model
     check_own_flags(args)
     recipe_args = training_script(args.task_type).parse_args(["--save_dir", "unused", *rest])
-    from alarm.inspection import Generation, choose, read_generations_to_inspect
+    from alarm.evaluation.inspection.inspect import Generation, choose, read_generations_to_inspect
 
     if args.generations is not None:
         every = read_generations_to_inspect(args.generations, args.task_type)
@@ -140,12 +140,12 @@ def main(argv: list[str] | None = None) -> None:
         checker = make_checker(recipe_args.grammar_backend, recipe_args.grammar_server)
 
     # 2. the rewards, as train_ppo.py makes them; score, place, check
-    from alarm.inspection import Report, inspect_generations
-    from alarm.inspection_report import html_report, print_report
-    from alarm.launch import process_state
-    from alarm.policy import load_tokenizer
-    from alarm.report import screen
-    from alarm.scorers import mt_scorer, qa_scorer
+    from alarm.common.launch import process_state
+    from alarm.evaluation.inspection.inspect import Report, inspect_generations
+    from alarm.evaluation.inspection.show import html_report, print_report
+    from alarm.evaluation.report.report import screen
+    from alarm.training.build_scorer import mt_scorer, qa_scorer
+    from alarm.training.policy import load_tokenizer
 
     tokenizer = load_tokenizer(policy)
     try:
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. show it
     if args.html is not None:
-        from alarm.files import write_text
+        from alarm.common.files import write_text
 
         try:
             write_text(args.html, html_report(report))

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from alarm.errors import UserError, report_user_errors
+from alarm.common.errors import UserError, report_user_errors
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,9 +39,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from alarm.evaluation import describe_conflicts, read_generations, require_same_queries
-    from alarm.report import check_report_folder, print_selection, screen, write_selection_report
-    from alarm.selection import select_aspect
+    from alarm.evaluation.compare import describe_conflicts, read_generations, require_same_queries
+    from alarm.evaluation.report.report import check_report_folder, print_selection, screen, write_selection_report
+    from alarm.evaluation.selection import select_aspect
 
     greedy_path, sampled_path = (Path(os.path.abspath(path)) for path in (args.greedy, args.sampled))
     if greedy_path == sampled_path:

@@ -6,9 +6,11 @@ import argparse
 import os
 from pathlib import Path
 
-from alarm.calibration import use_calibration
-from alarm.errors import report_user_errors
-from alarm.flags import (
+from alarm.common.errors import report_user_errors
+from alarm.common.launch import check_launch, process_state
+from alarm.tasks.spans import find_splitter
+from alarm.training.calibration import use_calibration
+from alarm.training.flags import (
     add_ppo_flags,
     check_model_name,
     check_ppo_flags,
@@ -19,9 +21,7 @@ from alarm.flags import (
     positive_int,
     resolve_policy,
 )
-from alarm.launch import check_launch, process_state
-from alarm.run import Run
-from alarm.spans import find_splitter
+from alarm.training.run import Run
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     # 1. whatever can be wrong without loading a model
     check_ppo_flags(args)
     check_launch()
-    from alarm.tasks.long_form_qa import ASPECTS, MODEL_FOLDERS, check_reward_models, load_examples
+    from alarm.tasks.qa.aspects import ASPECTS, MODEL_FOLDERS, check_reward_models, load_examples
 
     test_file = args.train_file if args.test_on_train else args.test_file
     files = {"test": test_file} if args.test else {"train": args.train_file, "dev": args.dev_file}
@@ -111,9 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     scales = use_calibration(args, "qa", policy, limits, run.inputs["large_files"])
 
     # 2. the prompts as the policy reads them
-    from alarm.loop import run_test, run_training
-    from alarm.policy import build_trainer, encode_splits, load_tokenizer
-    from alarm.scorers import qa_scorer
+    from alarm.training.build_scorer import qa_scorer
+    from alarm.training.loop import run_test, run_training
+    from alarm.training.policy import build_trainer, encode_splits, load_tokenizer
 
     state = process_state()
     tokenizer = load_tokenizer(policy)

@@ -6,10 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from alarm.errors import UserError, report_user_errors
-from alarm.files import read_rows, require_fields, require_texts
-from alarm.flags import positive_int
-from alarm.supervised import check_training, leave_out_shared, training_parser
+from alarm.common.errors import UserError, report_user_errors
+from alarm.common.files import read_rows, require_fields, require_texts
+from alarm.learning.fit import check_training, leave_out_shared, training_parser
+from alarm.training.flags import positive_int
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     train, dev = load_pairs(args.train_file), load_pairs(args.dev_file)
     train = leave_out_shared(train, dev, lambda pair: pair[0])
 
-    from alarm.sft import train_seq2seq
+    from alarm.learning.sft import train_seq2seq
 
     train_seq2seq(train, dev, args, args.max_input_len, args.max_generated_len)
 

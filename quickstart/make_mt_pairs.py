@@ -12,11 +12,11 @@ import json
 import random
 from pathlib import Path
 
-from alarm.errors import report_user_errors
-from alarm.files import whole_folder, write_json
-from alarm.flags import parser, seed_value
-from alarm.supervised import check_save_dir
-from alarm.tasks.translation import load_rows, prompt
+from alarm.common.errors import report_user_errors
+from alarm.common.files import whole_folder, write_json
+from alarm.learning.fit import check_save_dir
+from alarm.tasks.mt.aspects import load_rows, prompt
+from alarm.training.flags import parser, seed_value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

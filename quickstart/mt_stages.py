@@ -7,8 +7,8 @@ import json
 import statistics
 from pathlib import Path
 
-from alarm.errors import UserError
-from alarm.grammar import find_installation
+from alarm.common.errors import UserError
+from alarm.tasks.mt.grammar.checker import find_installation
 from stages import ROOT, Stage, flag_words, plots, short, what_to_look_at
 
 DATA = ROOT / "quickstart" / "data" / "mt"

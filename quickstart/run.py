@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-from alarm.errors import UserError, report_user_errors
-from alarm.files import check_writable, write_json
-from alarm.flags import parser, positive_int, seed_value
+from alarm.common.errors import UserError, report_user_errors
+from alarm.common.files import check_writable, write_json
+from alarm.training.flags import parser, positive_int, seed_value
 from stages import ROOT, Stage
 
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alarm.calibrate import main as calibrate
+from alarm.training.calibrate import main as calibrate
 from helpers import CHECKPOINTS, FIXTURES, ROOT, forget_accelerate, load_script
 
 

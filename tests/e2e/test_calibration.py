@@ -11,9 +11,9 @@ import pytest
 from e2e.conftest import value_of
 from e2e.test_train_ppo import TWO_PROCESSES, log_rows, refused, run_script, untimed
 
-import alarm.loop
-from alarm.calibrate import main as calibrate
-from alarm.plot_run import main as plot_run
+import alarm.training.loop
+from alarm.training.calibrate import main as calibrate
+from alarm.training.plot import main as plot_run
 from helpers import CHECKPOINTS, ROOT, forget_accelerate, load_script
 
 
@@ -215,8 +215,8 @@ def test_the_log_says_what_part_the_aspects_have(world, train_ppo, tmp_path, rew
 
 def test_a_first_dev_reward_that_is_not_finite_does_not_stay_the_best(world, train_ppo, tmp_path, monkeypatch, capfd):
     rewards = iter([float("nan"), 1.0, float("nan"), 0.5])
-    means = alarm.loop.means
-    monkeypatch.setattr(alarm.loop, "means", lambda records: means(records) | {"total_reward": next(rewards)})
+    means = alarm.training.loop.means
+    monkeypatch.setattr(alarm.training.loop, "means", lambda records: means(records) | {"total_reward": next(rewards)})
     run = tmp_path / "run"
     train_ppo([*world.flags, "--eval_interval", "1", "--max_steps", "3", "--save_dir", str(run)])
     state = json.loads((run / "checkpoints" / "3" / "loop.json").read_text())
@@ -225,8 +225,8 @@ def test_a_first_dev_reward_that_is_not_finite_does_not_stay_the_best(world, tra
 
 
 def test_a_run_whose_dev_rewards_are_never_finite_ends_and_says_so(world, train_ppo, tmp_path, monkeypatch, capfd):
-    means = alarm.loop.means
-    monkeypatch.setattr(alarm.loop, "means", lambda records: means(records) | {"total_reward": float("nan")})
+    means = alarm.training.loop.means
+    monkeypatch.setattr(alarm.training.loop, "means", lambda records: means(records) | {"total_reward": float("nan")})
     run = tmp_path / "run"
     train_ppo([*world.flags, "--eval_interval", "1", "--max_steps", "1", "--save_dir", str(run)])
     assert "there is no best policy" in capfd.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 import torch
 from e2e.test_train_ppo import log_rows, policy_weights, untimed
 
-from alarm.calibrate import main as calibrate
+from alarm.training.calibrate import main as calibrate
 
 BENT = {
     "do_sample": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from e2e.test_train_ppo import assert_same_weights, log_rows, refused, untimed
 
-from alarm.calibrate import main as calibrate
+from alarm.training.calibrate import main as calibrate
 from helpers import forget_accelerate, load_script
 
 

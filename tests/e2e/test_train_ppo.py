@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alarm.loop import PUBLISHED_NAMES
+from alarm.training.loop import PUBLISHED_NAMES
 from helpers import ROOT, forget_accelerate
 
 SCRIPT = str(ROOT / "long-form-QA" / "train_ppo.py")

@@ -1,0 +1,1 @@
+"""Comparison, selection, judging and inspection of runs."""

@@ -1,0 +1,501 @@
+"""Compare runs by their generations: win rates with intervals, and how often a metric contradicts the holistic reward.
+
+Reading, matching and the maths. Everything pairwise is built on one verdict per prompt (1: a wins, 0: tie, -1: b wins,
+NaN: unknown), whoever gave it: a metric, or a judge (alarm.judge). Equal answers tie, whatever was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..common.bootstrap import (
+    DRAWS,
+    Resamples,
+    interval,
+    length_controlled,
+    resample,
+    resampled_shares,
+    share,
+    share_interval,
+)
+from ..common.errors import UserError
+from ..common.files import is_finite_number, parse_rows, read_text
+
+if TYPE_CHECKING:
+    from .judge.judge import Judgement
+
+HOLISTIC, LENGTH, JUDGE = "holistic_reward", "response_length", "judge"
+# the keys that `train_ppo.py --test` writes, in the order of the published results
+METRICS = {
+    "qa": (HOLISTIC, "factuality_rate", "verbosity_rate", "completeness_reward", "response_length"),
+    "mt": (HOLISTIC, "readability", "language_confidence", "grammar_errors", "response_length", "error_rate"),
+}
+LOWER_WINS = frozenset({"grammar_errors", "error_rate"})
+# what rounding can do to the score of one answer, as a share of the score (of 1 where it is smaller): bfloat16 keeps
+# 8 bits, and a deep model adds up their errors
+ROUNDING = 2**-5
+# shares of units: rounding turns a unit whose two logits are close, and then the rate moves by a whole unit
+UNIT_RATES = frozenset({"factuality_rate", "verbosity_rate"})
+TURNED = 0.1  # of the equal answers may have such a unit
+# they depend on the tokens, and one text can come from several sequences of tokens
+TOKEN_COUNTS = frozenset({"response_length", "error_rate"})
+STATISTICS = {"Mean": np.mean, "Min": np.min, "Max": np.max}
+SELF, AVERAGE = "*", "Avg."
+SEED_FOLDER = re.compile(r"seed[-_]?\d+")
+
+
+@dataclass(frozen=True)
+class Generations:
+    """One run: one row per prompt, sorted by query, so that row i of two runs answers the same prompt."""
+
+    name: str  # file name without its last .json
+    queries: list[str]  # N, all different
+    generations: list[str | None]  # N answers; None where a row has none
+    metrics: dict[str, np.ndarray]  # name -> (N,) float64, finite
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_generations(path: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False) -> Generations:
+    """Read one generations file: a JSON list of objects with `query`, `generation` and every metric of `task_type`.
+
+    drop_duplicates keeps the first row of a repeated query; need_text: rows without `generation` are an error. Raises
+    UserError for a file that is not such a list, a missing metric, a value that is not a finite number, and a repeated
+    query.
+    """
+    name = path.name.removesuffix(".json")
+    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in METRICS[task_type]
+    if not path.name.isprintable() or clashes:
+        raise UserError(f"{str(path)!a}: the results need a printable name that is no key of theirs; rename it")
+    text = read_text(path)
+    # parse_rows also takes JSON lines, so that a lone object would pass as a row
+    if text.lstrip().startswith("{"):
+        raise UserError(f"{path} is not a JSON list of generations; move it away or write it with train_ppo.py --test")
+    rows = parse_rows(text, path)
+
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("query"), str):
+            raise UserError(f"{path}, row {number} has no 'query' text, by which runs are matched; add it")
+        if need_text and not isinstance(row.get("generation"), str):
+            raise UserError(f"{path}, row {number} has no 'generation' text for the judge to read; add it")
+        if not isinstance(row.get("generation", ""), str):
+            kind = type(row["generation"]).__name__
+            raise UserError(f"{path}, row {number}: 'generation' is {kind}; expected text, \"\" for an empty answer")
+    if drop_duplicates:
+        rows = list({row["query"]: row for row in reversed(rows)}.values())  # the first of each query is kept
+    rows = sorted(rows, key=lambda row: row["query"])
+    queries = [row["query"] for row in rows]
+    if len(set(queries)) < len(queries):
+        query, count = Counter(queries).most_common(1)[0]
+        raise UserError(
+            f"{path}: {len(queries) - len(set(queries))} rows repeat a query (most often {_shorten(query)}, {count} "
+            "times); remove them or give --drop_duplicates to keep the first of each"
+        )
+    metrics = {metric: _metric_values(rows, metric, path, task_type) for metric in METRICS[task_type]}
+    answers = [row["generation"] if isinstance(row.get("generation"), str) else None for row in rows]
+    return Generations(name, queries, answers, metrics)
+
+
+def _metric_values(rows: list[dict], metric: str, path: Path, task_type: str) -> np.ndarray:
+    values = []
+    for row in rows:
+        if metric not in row:
+            hint = f"--task_type {task_type} needs {', '.join(METRICS[task_type])}"
+            for other, names in METRICS.items():
+                if other != task_type and all(name in row for name in names):
+                    hint = f"these look like {other} generations, try --task_type {other}"
+            raise UserError(f"{path}, query {_shorten(row['query'])} has no '{metric}'; {hint}")
+        value = row[metric]
+        if not is_finite_number(value):
+            raise UserError(
+                f"{path}, query {_shorten(row['query'])}: '{metric}' is {_shorten(value)}, not a finite number; "
+                "mend or regenerate the row"
+            )
+        values.append(value)
+    return np.array(values, dtype=np.float64)
+
+
+def criterion_title(criterion: str, gap: str = " ") -> str:
+    """A criterion's name, with a word on those of which the lower value wins."""
+    return f"{criterion}{gap}(lower wins)" if criterion in LOWER_WINS else criterion
+
+
+def _shorten(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 50 else text[:46] + '..."'
+
+
+def read_folder(
+    folder: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False
+) -> list[Generations]:
+    """Read every `*.json` of `folder`, sorted by name, all on the same prompts.
+
+    Raises UserError for a missing or empty folder, a bad file (`read_generations`), and runs whose queries differ.
+    """
+    paths = _run_files(folder)
+    if not paths:
+        inner = sorted(path.parent for path in folder.glob("*/*.json"))
+        hint = f"give one of its sub-folders, such as {inner[0]}" if inner else "write some with train_ppo.py --test"
+        raise UserError(f"{folder} holds no *.json files; {hint}")
+    runs = [read_generations(path, task_type, drop_duplicates, need_text) for path in paths]
+    for run in runs[1:]:
+        require_same_queries(folder, runs[0].name, runs[0], run.name, run)
+    return runs
+
+
+def read_seeds(
+    folder: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False
+) -> dict[str, list[Generations]]:
+    """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
+
+    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError where both are there,
+    and where seeds do not hold the same runs on the same prompts.
+    """
+    paths = _run_files(folder)
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and SEED_FOLDER.fullmatch(path.name))
+    if paths and inner:
+        raise UserError(
+            f"{folder} holds both runs ({paths[0].name}) and seed folders ({inner[0].name}); move one of the two away"
+        )
+    if not inner:
+        return {"": read_folder(folder, task_type, drop_duplicates, need_text)}
+    seeds = {path.name: read_folder(path, task_type, drop_duplicates, need_text) for path in inner}
+    (first, runs), *others = seeds.items()
+    for seed, found in others:
+        missing = {run.name for run in runs} ^ {run.name for run in found}
+        if missing:
+            raise UserError(
+                f"{folder}: {first} and {seed} must hold the same runs, but only one of them has "
+                f"{', '.join(sorted(missing))}; add what is missing, or move it away"
+            )
+        require_same_queries(folder, first, runs[0], seed, found[0])
+    return seeds
+
+
+def _run_files(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist; give the folder that holds the generation files")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the folder that holds the generation files")
+    return sorted(path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith("."))
+
+
+def require_same_queries(where: Path | str, first_name: str, first: Generations, name: str, run: Generations) -> None:
+    """Raise UserError, saying how many queries differ, where two runs do not answer the same prompts."""
+    if run.queries != first.queries:
+        only_first = len(set(first.queries) - set(run.queries))
+        only_run = len(set(run.queries) - set(first.queries))
+        raise UserError(
+            f"{where}: {first_name} and {name} answer different prompts: {only_first + only_run} queries "
+            f"differ ({only_first} only in {first_name}, {only_run} only in {name}); "
+            "generate both on the same test data"
+        )
+
+
+def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) -> list[Generations]:
+    """Keep the same `max_compare` random prompts of every run (all of them where there are no more than that).
+
+    The draw of the published code on files sorted by query: `random.seed(seed); random.sample(range(N), max_compare)`.
+    """
+    if max_compare is not None and max_compare < 1:
+        raise UserError(f"--max_compare is {max_compare}; give at least 1, or leave it out to compare all prompts")
+    count = len(runs[0].queries)
+    if max_compare is None or max_compare >= count:
+        return runs
+    rows = sorted(random.Random(seed).sample(range(count), max_compare))
+    return [
+        Generations(
+            run.name,
+            [run.queries[row] for row in rows],
+            [run.generations[row] for row in rows],
+            {metric: values[rows] for metric, values in run.metrics.items()},
+        )
+        for run in runs
+    ]
+
+
+# --- equal answers -----------------------------------------------------------------------------------------------
+
+
+def comparable_metrics(runs: list[Generations]) -> dict[str, np.ndarray]:
+    """The metrics of runs on the same N prompts, with one value for one answer. -> metric -> (R, N) float64.
+
+    Answers to a prompt are equal if their `generation` strings are, character by character. The first run's values
+    stand for all runs that gave this answer: scores of one text differ in their last bits from batch to batch, and
+    equal answers must tie. Rows without a `generation` keep their values.
+    """
+    first = np.empty((len(runs), len(runs[0].queries)), dtype=np.intp)  # the first run with the same answer
+    for row, answers in enumerate(zip(*(run.generations for run in runs), strict=True)):
+        seen: dict[str, int] = {}
+        first[:, row] = [i if text is None else seen.setdefault(text, i) for i, text in enumerate(answers)]
+    return {
+        metric: np.take_along_axis(np.stack([run.metrics[metric] for run in runs]), first, axis=0)
+        for metric in runs[0].metrics
+    }
+
+
+def describe_conflicts(*seeds: list[Generations]) -> list[str]:
+    """A line for each metric whose values for equal answers differ by more than rounding can explain.
+
+    seeds: the runs of each seed. Such runs were scored by different models, or with different constants.
+    """
+    lines = []
+    for metric in seeds[0][0].metrics.keys() - TOKEN_COUNTS:
+        found = [_conflict(a, b, metric) for runs in seeds for a, b in combinations(runs, 2)]
+        equal, count = (sum(one[k] for one in found) for k in (0, 1))
+        if count > (TURNED * equal if metric in UNIT_RATES else 0):
+            _, _, largest, names = max(found, key=lambda one: one[2])
+            lines.append(
+                f"{metric} differs on {count} of {equal} pairs of equal answers by more than rounding: by "
+                f"{largest:.3g} at most ({' and '.join(names)}); were they scored by the same models and settings?"
+            )
+    return sorted(lines)
+
+
+def _conflict(a: Generations, b: Generations, metric: str) -> tuple[int, int, float, tuple[str, str]]:
+    """Pairs of equal answers, those with clearly different values, the largest difference, the names of the runs."""
+    equal = np.array(
+        [one is not None and one == other for one, other in zip(a.generations, b.generations, strict=True)]
+    )
+    x, y = a.metrics[metric][equal], b.metrics[metric][equal]
+    differences = np.abs(x - y)
+    beyond = differences > ROUNDING * np.maximum(1, np.maximum(np.abs(x), np.abs(y)))
+    return int(equal.sum()), int(beyond.sum()), float(differences.max(initial=0)), (a.name, b.name)
+
+
+# --- the maths ---------------------------------------------------------------------------------------------------
+
+Terms = tuple[np.ndarray, np.ndarray]  # numerator and denominator of a share, one number a prompt
+
+
+def metric_verdicts(a: np.ndarray, b: np.ndarray, lower_wins: bool = False) -> np.ndarray:
+    """Who wins each prompt by a metric. a, b: (..., N) values. Returns as many of 1 (a wins), 0 (tie), -1 (b wins)."""
+    return np.sign(b - a if lower_wins else a - b)
+
+
+def win_terms(verdicts: np.ndarray) -> Terms:
+    """Wins over wins and losses; ties and unknown verdicts left out."""
+    return verdicts > 0, np.abs(verdicts) > 0
+
+
+def ties_half_terms(verdicts: np.ndarray) -> Terms:
+    """(W + T/2) over all known verdicts."""
+    known = np.isfinite(verdicts)
+    return np.where(known, (verdicts + 1) / 2, 0.0), known
+
+
+def inconsistency_terms(verdicts: np.ndarray, holistic: np.ndarray) -> Terms:
+    """Verdicts that name the other one, over the prompts with a holistic winner.
+
+    A tie of the metric contradicts nothing but stays in the denominator (the published definition).
+    """
+    return verdicts * holistic < 0, (holistic != 0) & np.isfinite(verdicts)
+
+
+def win_rate(verdicts: np.ndarray) -> float | None:
+    """100 * wins / (wins + losses) in percent, ties left out; None where no prompt decides. verdicts: (N,)."""
+    return share(*win_terms(verdicts))
+
+
+def inconsistency(verdicts: np.ndarray, holistic: np.ndarray) -> float | None:
+    """Share (percent) of the prompts with a holistic winner on which the metric names the other one; (N,) each.
+
+    None where the holistic reward ties on every prompt.
+    """
+    return share(*inconsistency_terms(verdicts, holistic))
+
+
+def average(values: list[float | None]) -> float | None:
+    """Mean of the values that exist; None where none does."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def deviation(values: list[float | None]) -> float | None:
+    """Sample standard deviation (over n - 1) of the values that exist; None below two."""
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+# --- all pairs ---------------------------------------------------------------------------------------------------
+
+Judgements = dict[tuple[str, str], "list[Judgement]"]  # (run a, run b), in file order -> one judgement a prompt
+
+
+def compare(*seeds: list[Generations], judgements: list[Judgements] | None = None, draws: int = DRAWS) -> dict:
+    """Compare every ordered pair of runs on every metric, and by the judge where there are `judgements`, one a seed.
+
+    seeds: the runs of each seed, the same names on the same prompts. Equal answers to a prompt tie by every metric
+    (`comparable_metrics`); means, minima and maxima are those of the values in the files.
+
+    Returns, under each run's name: `<metric>-Mean/-Min/-Max`; {criterion: rates} for every other run; "*" for itself;
+    "Avg.", the mean win rate against the others, and "Avg.-Interval". The rates of a pair:
+
+        win_rate, win_rate_interval                        W / (W + L)
+        win_rate_ties_half, win_rate_ties_half_interval    (W + T/2) / N
+        holistic_reward_inconsistent, wins, ties, losses, length_controlled
+        failures, identical, flip_rate, first_position_rate    of the judge
+
+    Rates are percentages, None where nothing decides; intervals hold 95% of `draws` resamples of the prompts (and
+    seeds), which all rates share. With several seeds rates are means over seeds, counts are sums, and
+    `<metric>-Std`, `win_rate_std` and "Avg.-Std" are the sample deviations of `win_rate_seeds` and "Avg.-Seeds".
+    """
+    runs = seeds[0]
+    resamples = resample(len(runs[0].queries), len(seeds), draws)
+    pairs: dict[tuple[str, str], dict[str, dict]] = {}
+    drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for i, j in combinations(range(len(runs)), 2):
+        names = (runs[i].name, runs[j].name)
+        values = [comparable_metrics([s[i], s[j]]) for s in seeds]
+        verdicts = {
+            metric: np.stack([metric_verdicts(*of_seed[metric], metric in LOWER_WINS) for of_seed in values])
+            for metric in runs[0].metrics
+        }
+        judged = [one_seed[names] for one_seed in judgements or []]
+        if judged:
+            verdicts[JUDGE] = np.array([[_known(one.verdict) for one in row] for row in judged])
+        lengths = [np.subtract(*of_seed[LENGTH]) for of_seed in values if LENGTH in of_seed]
+        pairs[names], drawn[names] = _compare_pair(verdicts, np.stack(lengths) if lengths else None, resamples)
+        if judged:
+            pairs[names][JUDGE] |= judge_rates([one for row in judged for one in row])
+        pairs[names[::-1]] = {criterion: _seen_from_b(rates) for criterion, rates in pairs[names].items()}
+        drawn[names[::-1]] = {criterion: 100 - values for criterion, values in drawn[names].items()}
+
+    results = {}
+    for index, run in enumerate(runs):
+        result: dict = {}
+        for metric in run.metrics:
+            values = [s[index].metrics[metric] for s in seeds]  # S x (N,)
+            result |= {f"{metric}-{name}": float(function(values)) for name, function in STATISTICS.items()}
+            if len(seeds) > 1:
+                result[f"{metric}-Std"] = deviation([float(np.mean(of_seed)) for of_seed in values])
+        others = [other.name for other in runs if other is not run]
+        result |= {other.name: SELF if other is run else pairs[run.name, other.name] for other in runs}
+        criteria = [*run.metrics, *([JUDGE] if judgements and others else [])]
+        for criterion in criteria:
+            rates = [pairs[run.name, other][criterion] for other in others]
+            shares = [drawn[run.name, other][criterion] for other in others]
+            for key, value in _average_rates(rates, shares, len(seeds)).items():
+                result.setdefault(key, {})[criterion] = value
+        results[run.name] = result
+    return results
+
+
+def _known(verdict: int | None) -> float:
+    return math.nan if verdict is None else float(verdict)
+
+
+def _compare_pair(
+    verdicts: dict[str, np.ndarray], lengths: np.ndarray | None, resamples: Resamples
+) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """{criterion: (S, N) verdicts}, (S, N) length differences -> rates a criterion, and (D,) drawn win rates."""
+    stacked = np.stack(list(verdicts.values()), axis=1)  # (S, C, N)
+    drawn = resampled_shares(*win_terms(stacked), resamples)  # (D, C)
+    drawn_half = resampled_shares(*ties_half_terms(stacked), resamples)
+    rates = {}
+    for c, (criterion, values) in enumerate(verdicts.items()):
+        of_seeds = [win_rate(of_seed) for of_seed in values]
+        rates[criterion] = {
+            "win_rate": average(of_seeds),
+            "win_rate_interval": share_interval(*win_terms(values), drawn[:, c]),
+            "holistic_reward_inconsistent": average(
+                [inconsistency(v, h) for v, h in zip(values, verdicts[HOLISTIC], strict=True)]
+            ),
+            "wins": int(np.sum(values > 0)),
+            "ties": int(np.sum(values == 0)),
+            "losses": int(np.sum(values < 0)),
+            "win_rate_ties_half": average([share(*ties_half_terms(of_seed)) for of_seed in values]),
+            "win_rate_ties_half_interval": share_interval(*ties_half_terms(values), drawn_half[:, c]),
+            "length_controlled": _length_controlled(criterion, values, lengths, resamples),
+        }
+        if len(values) > 1:
+            rates[criterion] |= {"win_rate_seeds": of_seeds, "win_rate_std": deviation(of_seeds)}
+    return rates, {criterion: drawn[:, c] for c, criterion in enumerate(verdicts)}
+
+
+def _length_controlled(criterion: str, values: np.ndarray, lengths: np.ndarray | None, resamples: Resamples) -> dict:
+    if lengths is None or criterion == LENGTH:
+        return {"refused": "no lengths" if lengths is None else "it is the length"}
+    return length_controlled(values, lengths, resamples)
+
+
+def _seen_from_b(rates: dict) -> dict:
+    """A pair's rates with the two runs exchanged."""
+
+    def mirror(key: str, value):
+        if value is None or not key.startswith("win_rate") or key == "win_rate_std":
+            return value
+        if key.endswith("interval"):
+            return [100 - value[1], 100 - value[0]]
+        if isinstance(value, list):
+            return [None if one is None else 100 - one for one in value]
+        return 100 - value
+
+    mirrored = {key: mirror(key, value) for key, value in rates.items()}
+    mirrored |= {"wins": rates["losses"], "losses": rates["wins"]}
+    estimate = rates["length_controlled"]
+    if "win_rate" in estimate:
+        low, high = estimate["interval"]
+        mirrored["length_controlled"] = {"win_rate": 100 - estimate["win_rate"], "interval": [100 - high, 100 - low]}
+    return mirrored
+
+
+def _average_rates(rates: list[dict], drawn: list[np.ndarray], seeds: int) -> dict:
+    """The "Avg." entries of one criterion, from the pairs against the other runs and their (D,) drawn win rates."""
+    bounds = [pair["win_rate_interval"] for pair in rates if pair["win_rate_interval"] is not None]
+    spread = None
+    if bounds:
+        stacked = np.stack(drawn)
+        known = np.isfinite(stacked)
+        spread = interval(
+            np.where(known, stacked, 0).sum(axis=0)[known.any(axis=0)] / known.sum(axis=0)[known.any(axis=0)]
+        )
+        if spread[0] == spread[1]:  # every pair is one-sided: see share_interval
+            spread = [float(bound) for bound in np.mean(bounds, axis=0)]
+    entries = {AVERAGE: average([pair["win_rate"] for pair in rates]), f"{AVERAGE}-Interval": spread}
+    if seeds > 1:
+        of_seeds = [average([pair["win_rate_seeds"][seed] for pair in rates]) for seed in range(seeds)]
+        entries |= {f"{AVERAGE}-Seeds": of_seeds, f"{AVERAGE}-Std": deviation(of_seeds)}
+    return entries
+
+
+def judge_rates(judgements: list[Judgement]) -> dict:
+    """How far a judge can be trusted. Identical answers were not sent to it and count in `identical` alone.
+
+    flip_rate: percent of the prompts judged in both orders on which the order changed the verdict (they are ties).
+    first_position_rate: percent of its answers that prefer the answer shown first; 50 is no bias.
+    """
+    asked = [one for one in judgements if not one.identical]
+    both = [one for one in asked if one.verdict is not None]
+    first = [one.a_first == 1 for one in asked if one.a_first is not None]
+    first += [one.b_first == -1 for one in asked if one.b_first is not None]
+    return {
+        "failures": len(asked) - len(both),
+        "identical": len(judgements) - len(asked),
+        "flip_rate": share(np.array([one.flipped for one in both]), np.ones(len(both))),
+        "first_position_rate": share(np.array(first), np.ones(len(first))),
+    }
+
+
+def is_results_file(path: Path) -> bool:
+    """Whether `path` holds what `compare` returns, so that a later comparison may replace it."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(results, dict)
+        and bool(results)
+        and all(isinstance(result, dict) and f"{HOLISTIC}-Mean" in result for result in results.values())
+    )

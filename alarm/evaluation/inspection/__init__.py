@@ -1,0 +1,1 @@
+"""A look at the rewards of single answers."""

@@ -1,0 +1,444 @@
+"""Looking at rewards: which token of a response earns what, and whether it is where the recipe says it is.
+
+`inspect_generations` scores responses by the training loop's own code and places the rewards by the trainer's own code;
+`check_rewards` then checks the result against the recipe, on its own account. alarm.inspection_report shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...common.errors import UserError
+from ...common.files import is_finite_number, read_rows, require_fields
+from ..compare import METRICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from ...rewards import RewardRecipe
+    from ...training.loop import Scorer
+
+TOLERANCE = 1e-3  # between a recorded metric and the same one computed again
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One response to look at."""
+
+    number: int  # its row in the file, from 1
+    query: str
+    text: str
+    recorded: dict[str, float]  # the metrics of the file, by their published names; only finite numbers
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One reward on all tokens of a response."""
+
+    name: str
+    note: str
+    values: list[float]  # T
+
+    @property
+    def total(self) -> float:
+        return sum(self.values)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the recipe lets into the reward of one response."""
+
+    aspects: bool
+    holistic: bool
+    gate: str  # open, closed, undefined (h is not finite), not used
+    why: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether each reward is on the token that it belongs to. `problems` is empty where it is."""
+
+    fact: str
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A recorded metric that comes out otherwise today."""
+
+    metric: str
+    recorded: float
+    here: float
+    retokenised: bool  # can come from the tokens, which are not the sampled ones
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that is shown of one response."""
+
+    number: int
+    query: str
+    tokens: list[str]  # T, as shown
+    raw: float  # the holistic model's score
+    h: float  # z-normalised
+    decision: Decision
+    rows: list[TokenRow]  # each aspect, their weighted sum, the final reward
+    check: Check
+    compared: int  # recorded metrics that could be compared
+    differences: list[Difference]
+    notes: list[str]
+
+    @property
+    def final(self) -> TokenRow:
+        return self.rows[-1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is printed or written."""
+
+    title: str
+    settings: dict[str, str]
+    inspections: list[Inspection]
+
+    @property
+    def failed(self) -> list[int]:
+        """The numbers of the responses whose check failed."""
+        return [one.number for one in self.inspections if one.check.problems]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_generations_to_inspect(path: str | Path, task_type: str) -> list[Generation]:
+    """All rows of a generations file, in its order.
+
+    Raises UserError for rows without `query` and `generation`, and for what another task wrote.
+    """
+    rows = read_rows(path)
+    known = {name for names in METRICS.values() for name in names}
+    for task, names in METRICS.items():
+        found = (rows[0].keys() & known) - {"holistic_reward", "response_length"}
+        if task != task_type and found and found <= set(names):
+            raise UserError(f"{path} holds {task} generations ({', '.join(sorted(found))}); give --task_type {task}")
+    try:
+        require_fields(rows, {"query": str, "generation": str}, path)
+    except UserError as error:
+        raise UserError(f"{error}; a generations file is what train_ppo.py --test writes") from None
+    return [
+        Generation(
+            number,
+            row["query"],
+            row["generation"],
+            {name: float(row[name]) for name in METRICS[task_type] if is_finite_number(row.get(name))},
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def choose(
+    generations: list[Generation], index: int | None, query: str | None, limit: int, path: str | Path
+) -> list[Generation]:
+    """Row `index` (from 1), or the rows whose query contains `query`, or all; `limit` of them at most.
+
+    Raises UserError where there is none.
+    """
+    if index is not None:
+        if not 1 <= index <= len(generations):
+            raise UserError(f"--index {index}: {path} holds the generations 1 to {len(generations)}")
+        return [generations[index - 1]]
+    found = [one for one in generations if query is None or query in one.query]
+    if not found:
+        raise UserError(f"no query in {path} contains the text of --query; give a part of one as the file has it")
+    return found[:limit]
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, recorded_length: float | None = None) -> list[int]:
+    """The tokens of a text, and EOS behind them.
+
+    EOS is left out where `recorded_length` says that the response ended without: it ran into the length limit.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if tokenizer.eos_token_id is not None and (not ids or recorded_length != len(ids)):
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def shown_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[list[str], str]:
+    """What each token shows, and the text that they decode to. T ids -> T strings.
+
+    Its own characters; the token's name where it has none, or shares a character with the one before.
+    """
+    from ...tasks.spans import token_offsets
+
+    text, offsets = token_offsets(tokenizer, ids)
+    shown, reached = [], 0
+    for id, (start, end) in zip(ids, offsets, strict=True):
+        own = start < end and start >= reached
+        shown.append(visible(text[start:end] if own else str(tokenizer.convert_ids_to_tokens(id))))
+        reached = max(reached, end)
+    return shown, text
+
+
+def visible(text: str) -> str:
+    """`text` with line breaks, tabs and control characters as signs, so that none acts on a terminal."""
+    text = text.replace("\n", "↵").replace("\t", "⇥")
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def place_rewards(rewards: list[Tensor]) -> Tensor:
+    """What PPO pays to each column of the padded batch, by the trainer's own placement. B x (T_i,) -> (B, max T)."""
+    import torch
+
+    from trl.ppo_math import place_scores
+
+    lengths = torch.tensor([len(row) for row in rewards])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    return place_scores(rewards, mask)
+
+
+def inspect_generations(
+    generations: list[Generation],
+    examples: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    batch_size: int,
+) -> list[Inspection]:
+    """Score responses as training would, all in one padded batch, and check where the rewards lie.
+
+    examples: the data row of each. batch_size: responses that are scored before the progress bar moves.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    from ...training.loop import score
+    from ...types import Rollout
+
+    all_ids = [response_ids(tokenizer, one.text, one.recorded.get("response_length")) for one in generations]
+    scored = []  # one (reward, gate, h, raw, aspects, metrics) a response
+    with tqdm(total=len(generations), desc="scoring", unit="response", leave=False, delay=3, disable=None) as progress:
+        for start in range(0, len(generations), batch_size):
+            part = generations[start : start + batch_size]
+            rollout = Rollout(
+                query_ids=[],  # nothing that scores reads them
+                response_ids=[torch.tensor(ids) for ids in all_ids[start : start + batch_size]],
+                queries=[one.query for one in part],
+                responses=[one.text for one in part],
+                examples=examples[start : start + batch_size],
+                too_short=torch.tensor([not one.text.strip() for one in part]),
+            )
+            scores = score(rollout, scorer, scorer.aspect_names)
+            for k in range(len(part)):
+                rewards = {name: aspect.rewards[k] for name, aspect in scores.aspects.items()}
+                metrics = {name: values[k] for name, values in scores.metrics.items()}
+                reward, gate = scores.payment.rewards[k], scores.payment.gate[k].item()
+                scored.append((reward, gate, scores.holistic[k].item(), scores.raw[k].item(), rewards, metrics))
+            progress.update(len(part))
+
+    placed = place_rewards([reward for reward, *_ in scored])
+    return [
+        _inspect_one(one, ids, tokenizer, scorer.recipe, *parts, row)
+        for one, ids, (_, *parts), row in zip(generations, all_ids, scored, placed, strict=True)
+    ]
+
+
+def _inspect_one(
+    one: Generation,
+    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: RewardRecipe,
+    gate: float,
+    h: float,
+    raw: float,
+    aspects: dict[str, Tensor],
+    metrics: dict[str, float],
+    placed: Tensor,
+) -> Inspection:
+    import torch
+
+    from ...rewards import length_rewards, normalise_holistic, weigh_aspects
+    from ...training.loop import PUBLISHED_NAMES
+    from ...types import AspectScore
+
+    tokens, text = shown_tokens(tokenizer, ids)
+    too_short = not one.text.strip()
+    decision = decide(gate, h, too_short, recipe)
+    rows = []
+    for name, rewards in aspects.items():
+        weight = recipe.weights[name]
+        unused = recipe.length_mean is not None or weight == 0
+        rows.append(TokenRow(name, f"weight {weight:g}" + (", takes no part" if unused else ""), rewards.tolist()))
+    if recipe.length_mean is not None:
+        (total,) = length_rewards([len(ids)], recipe.length_mean)
+        rows.append(TokenRow("length reward", f"{len(ids)} / {recipe.length_mean:g}, for the aspects", total.tolist()))
+    else:
+        alone = {name: AspectScore([rewards], {}) for name, rewards in aspects.items()}
+        (total,) = weigh_aspects(alone, recipe.weights)
+        rows.append(TokenRow("aspect sum", "weighted" if decision.aspects else "weighted, left out", total.tolist()))
+    rows.append(TokenRow("final reward", "what PPO is given", placed[: len(ids)].tolist()))
+
+    check = check_rewards(
+        placed,
+        tokens,
+        total if decision.aspects else torch.zeros(len(ids)),
+        recipe.holistic_weight * h if decision.holistic else 0.0,
+    )
+    notes = []
+    if text != one.text:
+        notes.append(
+            "the tokens decode to another text than the one recorded; rewards of sentences and words are of the former"
+        )
+    if tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
+        notes.append("no EOS: the recorded response_length says that the response ran into the length limit")
+
+    metrics = {PUBLISHED_NAMES.get(name, name): value for name, value in metrics.items()}
+    # a file holds the model's own score of an empty answer; -10 belongs to training
+    (own,) = normalise_holistic(torch.tensor([raw]), recipe.holistic_mean, recipe.holistic_std, torch.tensor([False]))
+    metrics["holistic_reward"] = own.item()
+    if undefined := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        notes.append(f"not a finite number: {', '.join(undefined)}; look at the reward model")
+    differences = compare_metrics(one.recorded, metrics, same_text=text == one.text)
+    compared = len(one.recorded.keys() & metrics.keys())
+    return Inspection(one.number, one.query, tokens, raw, h, decision, rows, check, compared, differences, notes)
+
+
+def decide(gate: float, h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
+    """What the recipe lets into the reward of a response, in words. gate: the one that was paid by (Payment.gate)."""
+    if too_short:
+        return Decision(False, True, "not used", f"no text: training sets h to {h:g} and leaves the aspects out")
+    kind = recipe.reward_type
+    if kind != "hierarchical":
+        parts = {
+            "holistic_only": "the aspects never count",
+            "aspect_only": "the aspects count, the holistic reward does not",
+            "weighted_sum": "both always count",
+        }
+        return Decision(
+            kind != "holistic_only", kind != "aspect_only", "not used", f"reward type {kind}: {parts[kind]}"
+        )
+    if gate == 0:
+        return Decision(False, True, "closed", f"h {h:+.4f} < threshold {recipe.threshold:g}: the aspects are left out")
+    if gate == 1:
+        return Decision(True, True, "open", f"h {h:+.4f} >= threshold {recipe.threshold:g}: the aspects count")
+    return Decision(True, True, "undefined", f"h is {h}, which has no side of the threshold {recipe.threshold:g}")
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+def check_rewards(placed: Tensor, tokens: list[str], aspect_part: Tensor, holistic_part: float) -> Check:
+    """Whether reward t is on token t: the aspect rewards everywhere, and the holistic one on the last token alone.
+
+    placed: (M,) what one row of the padded batch is paid, M >= T. tokens: T. aspect_part: (T,) what the aspects should
+    pay, zeros where they are left out. holistic_part: w_h h, or 0 where it is left out.
+    """
+    import torch
+
+    length, aspects = len(tokens), aspect_part.double()
+    due = torch.zeros(max(len(placed), length), dtype=torch.float64)
+    due[:length] = aspects
+    due[length - 1] += holistic_part
+    found = torch.zeros_like(due)
+    found[: len(placed)] = placed.double()
+    if not (torch.isfinite(found).all() and torch.isfinite(due).all()):
+        return Check("", ["a reward is not a finite number: look at the reward models"])
+    slack = 1e-5 * max(1.0, due.abs().max().item())  # the rounding of float32
+
+    def token(t: int) -> str:
+        return f"token {t + 1} ({tokens[t].strip()!r})"
+
+    problems = []
+    wrong = ((found - due).abs() > slack).nonzero().flatten().tolist()
+    if late := next((s for s in range(1, len(due)) if _is_late(found, due, s, slack)), None) if wrong else None:
+        problems.append(
+            f"all rewards lie {late} token{'s' * (late > 1)} late: aligned to the padded row of {len(due)}, not to the "
+            f"response of {length}"
+        )
+    if lost := [t for t in wrong if t >= length]:
+        paid = found[length:].sum().item()
+        problems.append(f"{len(lost)} rewards, {paid:+.4f} in sum, lie on the padding behind the response and are lost")
+    misplaced = [t for t in wrong if t < length]
+    for t in [t for t in misplaced if t == length - 1] + [t for t in misplaced if t < length - 1][:3]:
+        part = f", {holistic_part:+.4f} of it holistic" if t == length - 1 and holistic_part else ""
+        problems.append(f"{token(t)} gets {found[t].item():+.4f} where {due[t].item():+.4f} is due{part}")
+    if problems:
+        if len(misplaced) > 4:
+            problems.append(f"{len(misplaced)} of {length} tokens get another reward than is due")
+        return Check("", problems)
+
+    fact = f"{length} tokens, {len(placed[:length])} rewards, none on padding"
+    beyond = ((found[:length] - aspects).abs() > slack).nonzero().flatten().tolist()
+    fact += f"; the holistic part is on {', '.join(map(token, beyond))}, the last" if beyond else "; no holistic part"
+    total, holistic, rest = found.sum().item(), (found[:length] - aspects).sum().item(), aspects.sum().item()
+    return Check(f"{fact}; sum {total:+.4f} = {holistic:+.4f} holistic {rest:+.4f} aspects", [])
+
+
+def _is_late(found: Tensor, due: Tensor, shift: int, slack: float) -> bool:
+    """Whether `found` is `due` moved `shift` columns to the right, and not just empty."""
+    moved = due.roll(shift)
+    moved[:shift] = 0
+    return bool(moved.abs().max() > slack) and bool(((found - moved).abs() <= slack).all())
+
+
+# --- the comparison with what was recorded ---------------------------------------------------------------------------
+
+FROM_TOKENS = {"response_length", "error_rate"}
+FROM_DECODED_TEXT = {"verbosity_rate", "factuality_rate", "grammar_errors", "error_rate"}
+RETOKENISED = "can come from tokenising again, or from another --policy_ckpt"
+DEPENDS_ON = {
+    "response_length": "--policy_ckpt",
+    "holistic_reward": "--holistic_model, --ultra_mean, --ultra_std, --dtype",
+    "verbosity_rate": "--reward_model_dir, --splitter, --dtype",
+    "factuality_rate": "--reward_model_dir, --splitter, --dtype",
+    "completeness_reward": "--reward_model_dir, --completeness_reward_mean, _std, _bias, _scale, --dtype",
+    "readability": "--readability_mean, --readability_std",
+    "language_confidence": "the version of lingua",
+    "grammar_errors": "--grammar_backend, --grammar_server",
+    "error_rate": "--grammar_backend, --grammar_server",
+}
+
+
+def compare_metrics(recorded: dict[str, float], here: dict[str, float], same_text: bool) -> list[Difference]:
+    """The recorded metrics from which those computed `here` differ by more than 0.001, in the order of the file.
+
+    same_text: the tokens decode to the recorded text.
+    """
+    same_length = recorded.get("response_length") == here.get("response_length")
+    found = []
+    for metric in [name for name in recorded if name in here]:
+        if abs(recorded[metric] - here[metric]) <= TOLERANCE:
+            continue
+        explained = (metric in FROM_TOKENS and not same_length) or (metric in FROM_DECODED_TEXT and not same_text)
+        reason = RETOKENISED if explained else f"look at {DEPENDS_ON[metric]}"
+        found.append(Difference(metric, recorded[metric], here[metric], explained, reason))
+    return found
+
+
+def summary(report: Report) -> list[str]:
+    """What holds of all responses together: the check, then the recorded metrics."""
+    count, failed = len(report.inspections), report.failed
+    lines = [f"check: every reward is on its token, in all {count} responses"]
+    if failed:
+        named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+        lines = [f"CHECK FAILED in {len(failed)} of {count} responses: {named}"]
+    compared = sum(one.compared for one in report.inspections)
+    differences = [difference for one in report.inspections for difference in one.differences]
+    if compared and not differences:
+        lines.append(f"recorded metrics: all {compared} values are the same here, within {TOLERANCE:g}")
+    for metric in dict.fromkeys(difference.metric for difference in differences):
+        mine = [difference for difference in differences if difference.metric == metric]
+        largest = max(abs(difference.recorded - difference.here) for difference in mine)
+        reasons = dict.fromkeys(d.reason for d in sorted(mine, key=lambda d: d.retokenised))
+        lines.append(
+            f"recorded {metric} differs in {len(mine)} of {count} responses, by {largest:.4g} at most: "
+            + "; ".join(reasons)
+        )
+    return lines

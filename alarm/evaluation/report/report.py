@@ -1,0 +1,555 @@
+"""How a comparison or a selection is shown: tables on the terminal, and a folder with a page, tables, figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...common.errors import UserError
+from ...common.files import whole_folder
+from ..compare import AVERAGE, HOLISTIC, JUDGE, METRICS, SELF, Generations, criterion_title
+from .page import Picture, choose_samples, html_page, markdown_report, samples_section
+from .tables import Column, Footnotes, Section, Table, fits, print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_PAIRS = 28  # on the terminal: those of 8 runs
+COMPARISON, SELECTION = "eval_compare.py", "select_rewards.py"
+# all that a report folder holds; anything else there is somebody's
+FILES = frozenset(
+    "index.html report.md settings.json selection.json win_rates.png distributions.png selection.png".split()
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a comparison was made."""
+
+    task_type: str  # qa or mt
+    folder: str
+    prompts: int  # compared, of
+    total_prompts: int
+    draw_seed: int  # of the draw of the prompts
+    seeds: tuple[str, ...]  # folder of each training seed; () without seed folders
+    draws: int  # of the bootstrap
+    judge: dict | None  # what the judge run was and cost; never a key
+
+
+# --- cells -------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _spread(value: float | None, std: float | None, digits: int = 1) -> str:
+    return _number(value, digits) + ("" if value is None or std is None else f" ± {std:.{digits}f}")
+
+
+def _range(interval: list[float] | None) -> str:
+    """A second line of a cell: `48.0–56.0`."""
+    return "" if interval is None else f"\n{interval[0]:.1f}–{interval[1]:.1f}"
+
+
+def _criteria(results: dict) -> list[str]:
+    return list(next(iter(results.values()))[AVERAGE])
+
+
+def _pairs(results: dict) -> dict[str, dict]:
+    """{"a / b": {criterion: what `compare` found}}, each pair once."""
+    return {f"{a} / {b}": results[a][b] for a, b in combinations(results, 2)}
+
+
+def _columns(first: str, headings: Iterable[str]) -> tuple[Column, ...]:
+    return (Column(first, text=True), *map(Column, headings))
+
+
+def _criterion_columns(criteria: Iterable[str]) -> tuple[Column, ...]:
+    return _columns("run", (criterion_title(criterion, "\n") for criterion in criteria))
+
+
+def _one_section(rows: Iterable[tuple[str, ...]]) -> tuple[Section, ...]:
+    return (Section(tuple(rows)),)
+
+
+# --- tables of a comparison --------------------------------------------------------------------------------------
+
+
+def metric_table(results: dict) -> Table:
+    metrics = [key.removesuffix("-Mean") for key in next(iter(results.values())) if key.endswith("-Mean")]
+    rows = []
+    for name, result in results.items():
+        means = [_spread(result[f"{metric}-Mean"], result.get(f"{metric}-Std"), 3) for metric in metrics]
+        ranges = [f"{result[f'{metric}-Min'] + 0.0:.3g} .. {result[f'{metric}-Max'] + 0.0:.3g}" for metric in metrics]
+        rows.append((name, *(f"{mean}\n{span}" for mean, span in zip(means, ranges, strict=True))))
+    seeds = any(f"{metrics[0]}-Std" in result for result in results.values())
+    note = "mean ± standard deviation of the seeds' means" if seeds else "mean"
+    return Table("Metrics", f"{note}, and min .. max below it", _criterion_columns(metrics), _one_section(rows))
+
+
+def win_rate_table(results: dict, numbered: bool = False) -> Table:
+    """One run x run block for each criterion. numbered: the columns go by the number of the run."""
+    names = list(results)
+    rows, columns = names, names
+    if numbered:
+        columns = [f"#{number}" for number in range(1, len(names) + 1)]
+        rows = [f"{number} {name}" for number, name in zip(columns, names, strict=True)]
+    sections = []
+    for criterion in _criteria(results):
+        cells = [
+            [SELF if other == name else _number(results[name][other][criterion]["win_rate"]) for other in names]
+            + [_number(results[name][AVERAGE][criterion])]
+            for name in names
+        ]
+        sections.append(
+            Section(tuple((row, *line) for row, line in zip(rows, cells, strict=True)), criterion_title(criterion))
+        )
+    return Table(
+        "Win rates",
+        "% of prompts that the row wins against the column, ties left out; '-': every prompt is a tie.\n"
+        "response_length: the longer one wins, which says nothing about quality.",
+        (Column("run", text=True), *(Column(name, name=True) for name in [*columns, AVERAGE])),
+        tuple(sections),
+    )
+
+
+def inconsistency_table(results: dict) -> Table:
+    aspects = [criterion for criterion in _criteria(results) if criterion != HOLISTIC]
+    rows = [
+        (pair, *(_number(found[aspect]["holistic_reward_inconsistent"]) for aspect in aspects))
+        for pair, found in _pairs(results).items()
+    ]
+    return Table(
+        f"Inconsistency with {HOLISTIC}",
+        f"% of prompts with a holistic winner on which the {'metric or the judge' if JUDGE in aspects else 'metric'} "
+        "names the other one",
+        _columns("pair", aspects),
+        _one_section(rows),
+    )
+
+
+def outcome_table(results: dict, criteria: Iterable[str]) -> Table:
+    """Wins, ties, losses and what follows from them, for every pair; one section a criterion."""
+    footnotes = Footnotes()
+
+    def controlled(estimate: dict | None) -> str:
+        if estimate is None:
+            return "-"
+        if "refused" in estimate:
+            return f"refused {footnotes.mark(estimate['refused'])}"
+        return _number(estimate["win_rate"]) + _range(estimate["interval"])
+
+    sections = []
+    for criterion in criteria:
+        rows = []
+        for pair, all_found in _pairs(results).items():
+            found = all_found[criterion]
+            rows.append(
+                (
+                    pair,
+                    *(str(found[outcome]) for outcome in ("wins", "ties", "losses")),
+                    _spread(found["win_rate"], found.get("win_rate_std")) + _range(found.get("win_rate_interval")),
+                    _number(found.get("win_rate_ties_half")) + _range(found.get("win_rate_ties_half_interval")),
+                    controlled(found.get("length_controlled")),
+                )
+            )
+        sections.append(Section(tuple(rows), criterion_title(criterion)))
+    return Table(
+        "Wins, ties, losses",
+        "of the first run of the pair against the second. Win rate: 100 W/(W+L). Ties half: 100 (W+T/2)/N. Length "
+        "controlled: ties half as expected were both answers equally long. 95% intervals below.",
+        _columns("pair", ["W", "T", "L", "win rate", "ties half", "length controlled"]),
+        tuple(sections),
+        footnotes.texts,
+    )
+
+
+def average_table(results: dict) -> Table:
+    rows = []
+    for name, result in results.items():
+        stds, intervals = result.get(f"{AVERAGE}-Std", {}), result.get(f"{AVERAGE}-Interval", {})
+        cells = [
+            _spread(rate, stds.get(criterion)) + _range(intervals.get(criterion))
+            for criterion, rate in result[AVERAGE].items()
+        ]
+        rows.append((name, *cells))
+    first = next(iter(results.values()))
+    note = "mean of the win rates against the others, %"
+    if f"{AVERAGE}-Std" in first:
+        note += "; ± standard deviation over the seeds"
+    if f"{AVERAGE}-Interval" in first:
+        note += "; 95% interval below"
+    return Table("Average win rate", note, _criterion_columns(_criteria(results)), _one_section(rows))
+
+
+def judge_table(results: dict) -> Table:
+    rows = []
+    for pair, all_found in _pairs(results).items():
+        found = all_found[JUDGE]
+        counts = [str(found.get(count, "-")) for count in ("wins", "ties", "losses", "identical", "failures")]
+        rates = [_number(found.get(rate)) for rate in ("flip_rate", "first_position_rate")]
+        rows.append((pair, *counts, *rates))
+    return Table(
+        "Judge",
+        "Identical: equal answers, a tie without asking. Failures: prompts without a readable verdict, left out. "
+        "Flipped: % of judged prompts whose verdict turns with the order of the answers, counted as ties. First: % of "
+        "verdicts for the answer shown first (50: no bias).",
+        _columns("pair", ["W", "T", "L", "identical", "failures", "flipped", "first"]),
+        _one_section(rows),
+    )
+
+
+def judge_run_table(judge: dict) -> Table:
+    rows = [(key.replace("_", " "), f"{value:,}" if type(value) is int else str(value)) for key, value in judge.items()]
+    return Table("Judge run", "", (Column("setting", text=True), Column("value", text=True)), _one_section(rows))
+
+
+# the paper's tables (arXiv 2403.06754): win rates are averages over the three other runs
+_PAPER = {
+    "qa": (
+        ["holistic reward", "gpt-3.5-turbo", "mean holistic reward", "mean factuality rate", "mean length"],
+        [
+            ("Holistic reward", "51.76 ± 1.66", "43.07", "0.608", "0.736", "87.8"),
+            ("Factuality", "43.97 ± 3.92", "53.40", "0.538", "0.752", "116.8"),
+            ("Weighted sum", "51.05 ± 0.67", "49.44", "0.598", "0.738", "98.5"),
+            ("ALaRM", "53.22 ± 1.76", "54.08", "0.617", "0.752", "97.6"),
+        ],
+    ),
+    "mt": (
+        ["holistic reward", "grammar error rate", "gpt-3.5-turbo"],
+        [
+            ("Holistic reward", "50.00", "49.19", "50.43"),
+            ("Grammar", "48.08", "47.07", "48.60"),
+            ("Weighted sum", "49.80", "45.51", "49.24"),
+            ("ALaRM", "52.12", "58.24", "51.73"),
+        ],
+    ),
+}
+
+
+def paper_table(task_type: str) -> Table:
+    headings, rows = _PAPER[task_type]
+    return Table(
+        "The paper's numbers (not ours)",
+        "average win rate (%) by each criterion, as the paper reports it for its own models (T5-large and mT5-base, "
+        "three seeds); other data or models need not agree",
+        _columns("run", headings),
+        _one_section(rows),
+    )
+
+
+def comparison_tables(results: dict, setup: Setup) -> dict[str, Table]:
+    """Every table of a comparison under a short key, in the order of a report."""
+    tables = {"metrics": metric_table(results)}
+    if len(results) > 1:
+        criteria = _criteria(results)
+        tables = {"average": average_table(results), **tables, "win-rates": win_rate_table(results)}
+        if all("wins" in found[criteria[0]] for found in _pairs(results).values()):
+            tables["outcomes"] = outcome_table(results, criteria)
+        tables["inconsistency"] = inconsistency_table(results)
+        if JUDGE in criteria:
+            tables["judge"] = judge_table(results)
+    if setup.judge:
+        tables["judge-run"] = judge_run_table(setup.judge)
+    return {**tables, "paper": paper_table(setup.task_type)}
+
+
+# --- tables of a selection ---------------------------------------------------------------------------------------
+
+
+def selection_table(selection: dict) -> Table:
+    footnotes = Footnotes()
+
+    def verdict(name: str, metric: dict) -> str:
+        if name == selection["recommended"]:
+            return "recommended"
+        return "eligible" if metric["eligible"] else f"no {footnotes.mark(metric['why_not'] or 'not eligible')}"
+
+    rows = [
+        (
+            criterion_title(name, "\n"),
+            _number(metric["inconsistency"]) + _range(metric["inconsistency_interval"]),
+            _number(metric["inconsistency_without_ties"]),
+            _number(metric["decided_share"]),
+            _number(metric["win_rate"]) + _range(metric["win_rate_interval"]),
+            _number(metric["length_correlation"], 2),
+            _number(selection["least_share"].get(name)),
+            verdict(name, metric),
+        )
+        for name, metric in selection["metrics"].items()
+    ]
+    return Table(
+        f"Inconsistency with {HOLISTIC}",
+        f"Against it: % of the {selection['decided']} prompts with a holistic winner on which the metric names the "
+        "other one, 95% interval below; without ties: of those on which the metric names a winner at all. Decides: % "
+        "of all prompts on which it names one. Greedy wins: its win rate of greedy against sampled. Length: its rank "
+        f"correlation with response_length. Least: % of {selection['draws']} bootstrap draws in which it is the least "
+        "inconsistent one.",
+        (
+            *_columns("metric", ["against it", "without ties", "decides", "greedy wins", "length", "least"]),
+            Column("selected", text=True),
+        ),
+        _one_section(rows),
+        footnotes.texts,
+    )
+
+
+def correlation_table(selection: dict) -> Table:
+    names = list(selection["correlations"])
+    rows = [(row, *(_number(selection["correlations"][row].get(name), 2) for name in names)) for row in names]
+    return Table("Rank correlations", "Spearman, over all generations", _columns("metric", names), _one_section(rows))
+
+
+def selection_paper_table(paper: dict[str, float]) -> Table:
+    return Table(
+        "The paper's numbers (not ours)",
+        "inconsistency with the holistic reward, %, as the paper reports it for its own data and models",
+        _columns("metric", ["inconsistent"]),
+        _one_section((label, f"{value:g}") for label, value in paper.items()),
+    )
+
+
+def selection_tables(selection: dict) -> dict[str, Table]:
+    """Every table of a selection under a short key, in the order of a report."""
+    tables = {"selection": selection_table(selection), "correlations": correlation_table(selection)}
+    if selection.get("paper"):
+        tables["paper"] = selection_paper_table(selection["paper"])
+    return tables
+
+
+# --- sentences ---------------------------------------------------------------------------------------------------
+
+
+def describe_comparison(results: dict, setup: Setup) -> list[str]:
+    """What was compared; how intervals were made; who leads the average win rate by the holistic reward, the judge."""
+    prompts = f"all {setup.total_prompts} prompts"
+    if setup.prompts != setup.total_prompts:
+        prompts = f"{setup.prompts} of {setup.total_prompts} prompts, drawn with seed {setup.draw_seed}"
+    seeds = f", {len(setup.seeds)} seeds ({', '.join(setup.seeds)})" if setup.seeds else ""
+    lines = [f"{setup.folder}: {len(results)} run{'s' if len(results) > 1 else ''}, {prompts}{seeds}"]
+    if len(results) == 1:
+        return [*lines, "One run only: nothing to compare it with."]
+    over = "the prompts and the seeds" if len(setup.seeds) > 1 else "the prompts"
+    lines.append(f"Intervals hold 95% of {setup.draws} bootstrap draws of {over}.")
+    for criterion in (HOLISTIC, JUDGE):
+        rates = {name: result[AVERAGE].get(criterion) for name, result in results.items()}
+        known = {name: rate for name, rate in rates.items() if rate is not None}
+        if known:
+            best = max(known, key=known.get)
+            interval = results[best].get(f"{AVERAGE}-Interval", {}).get(criterion)
+            span = f" (95% interval {_range(interval).strip()})" if interval else ""
+            lines.append(f"Highest average win rate by {criterion}: {best}, {known[best]:.1f}%{span}.")
+    judged = [rates[JUDGE] for rates in _pairs(results).values() if JUDGE in rates]
+    if failures := sum(rates["failures"] for rates in judged):
+        total = failures + sum(rates[outcome] for rates in judged for outcome in ("wins", "ties", "losses"))
+        lines.append(f"The judge gave no verdict on {failures} of {total} comparisons, which its rates leave out.")
+    return lines
+
+
+def describe_selection(selection: dict) -> list[str]:
+    """What was compared, what is recommended, and why."""
+    lines = [
+        f"{selection['greedy']} against {selection['sampled']}: {selection['prompts']} prompts, {selection['decided']} "
+        f"of them with a winner by {HOLISTIC}.",
+        f"Recommended: {selection['recommended'] or 'none'}. {selection['reason']}.",
+    ]
+    if selection.get("flags"):
+        lines.append(f"To train on it: train_ppo.py {selection['flags']}")
+    return lines
+
+
+# --- terminal ----------------------------------------------------------------------------------------------------
+
+
+def screen() -> Console:
+    """The terminal, or 100 columns where there is none to measure; a name that it cannot show gets question marks."""
+    from rich.console import Console
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    # names and answers are text, never markup
+    return Console(width=None if sys.stdout.isatty() else 100, markup=False, emoji=False, highlight=False)
+
+
+def print_results(results: dict, setup: Setup, console: Console) -> None:
+    """Print what was compared and what `compare` returned as tables; the averages come last, where the eye is."""
+    tables = comparison_tables(results, setup)
+    compared, *lines = describe_comparison(results, setup)
+    _say(compared, console, whole=True)  # a path can be copied
+    if len(results) > 1:
+        _say(lines.pop(0), console)
+    console.print()
+    print_table(tables["metrics"], console)
+    if len(results) > 1:
+        _print_pairs(results, tables, console)
+    for key in ("judge-run", "average"):
+        if key in tables:
+            print_table(tables[key], console)
+    for line in lines:
+        _say(line, console)
+
+
+def _print_pairs(results: dict, tables: dict[str, Table], console: Console) -> None:
+    rates = tables["win-rates"]
+    if not fits(rates, console.width):
+        rates = win_rate_table(results, numbered=True)
+    if fits(rates, console.width):
+        print_table(rates, console)
+    else:
+        _say(f"Win rates of single pairs: too wide for {console.width} columns; the results file has them.\n", console)
+    if len(_pairs(results)) > MOST_PAIRS:
+        _say(f"Tables of {len(_pairs(results))} pairs: too long for a screen; the results file has them.\n", console)
+    else:
+        print_table(tables["inconsistency"], console)
+        if "outcomes" in tables:
+            shown = [criterion for criterion in _criteria(results) if criterion in (HOLISTIC, JUDGE)]
+            print_table(outcome_table(results, shown), console)
+        if "judge" in tables:
+            print_table(tables["judge"], console)
+
+
+def print_selection(selection: dict, console: Console) -> None:
+    """Print the tables of a selection, then what is recommended."""
+    for table in selection_tables(selection).values():
+        print_table(table, console)
+    for line in describe_selection(selection):
+        _say(line, console)
+
+
+def _say(text: str, console: Console, whole: bool = False) -> None:
+    from rich.text import Text
+
+    console.print(Text(text, overflow="fold"), soft_wrap=whole)
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise UserError unless a report may be written to `folder`: nothing, an empty folder, or an earlier report."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder, where the report belongs; move it away or give another place")
+    try:
+        names = {path.name for path in folder.iterdir()}
+        written_by = json.loads((folder / "settings.json").read_text(encoding="utf-8")).get("written_by")
+    except (OSError, ValueError, AttributeError):
+        written_by = None
+    if names and written_by not in (COMPARISON, SELECTION):
+        raise UserError(f"{folder} holds something other than a report; move it away or give another place")
+    if names - FILES:
+        foreign = sorted(names - FILES)[0]
+        raise UserError(f"{folder} holds {foreign!a} beside a report, which would be lost; move it away")
+
+
+def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, list[Generations]]) -> None:
+    """Write the report of a comparison: index.html, report.md, its PNGs and settings.json, whole or not at all.
+
+    seeds: the compared runs of each seed, under "" where there are no seed folders. Raises UserError as
+    `check_report_folder` does, and where the folder cannot be written.
+    """
+    from .figures import distribution_figure, win_rate_figure
+
+    check_report_folder(folder)
+    first_seed, runs = next(iter(seeds.items()))
+    pooled = {
+        metric: {
+            run.name: np.concatenate([seed[index].metrics[metric] for seed in seeds.values()])
+            for index, run in enumerate(runs)
+        }
+        for metric in METRICS[setup.task_type]
+    }
+    pictures = {
+        "metrics": Picture(
+            "distributions.png",
+            distribution_figure(pooled),
+            "Histograms of every metric, one for each run, with quartiles and mean.",
+            f"Distribution of every metric over the prompts{' of all seeds' if len(seeds) > 1 else ''}. What lies "
+            "outside of the middle 99% is counted in the outermost bars.",
+        )
+    }
+    if len(results) > 1:
+        pictures["win-rates"] = Picture(
+            "win_rates.png",
+            win_rate_figure(results),
+            "Heat maps of the win rates, one for each criterion. The table below holds the same values.",
+            "The darker, the more the row wins; bold: the 95% interval leaves 50 out. Long names are shortened; the "
+            "order is that of the tables.",
+        )
+    _write(
+        folder,
+        COMPARISON,
+        f"{len(results)} run{'s' if len(results) > 1 else ''} compared ({setup.task_type})",
+        describe_comparison(results, setup),
+        comparison_tables(results, setup),
+        pictures,
+        asdict(setup),
+        samples=samples_section(runs, choose_samples(runs, setup.draw_seed), first_seed),
+    )
+
+
+def write_selection_report(folder: Path, selection: dict) -> None:
+    """Write the report of a selection: index.html, report.md, selection.png, selection.json, settings.json.
+
+    Whole or not at all. Raises UserError as `check_report_folder` does, and where the folder cannot be written.
+    """
+    from .figures import selection_figure
+
+    check_report_folder(folder)
+    picture = Picture(
+        "selection.png",
+        selection_figure(selection),
+        "Bars: how often each metric contradicts the holistic reward. The table below holds the same values.",
+        "The recommended metric is hatched. Diamonds are the paper's numbers, for its own data and models."
+        if selection.get("paper")
+        else "The recommended metric is hatched.",
+    )
+    _write(
+        folder,
+        SELECTION,
+        f"Selection of an aspect reward ({selection['task_type']})",
+        describe_selection(selection),
+        selection_tables(selection),
+        {"selection": picture},
+        {key: selection[key] for key in ("task_type", "greedy", "sampled", "prompts", "draws")},
+        more={"selection.json": json.dumps(selection, indent=2) + "\n"},
+    )
+
+
+def _write(
+    folder: Path,
+    written_by: str,
+    title: str,
+    description: list[str],
+    tables: dict[str, Table],
+    pictures: dict[str, Picture],
+    settings: dict,
+    samples: str = "",
+    more: dict[str, str] | None = None,
+) -> None:
+    """tables and pictures under the same keys: a picture stands above its table."""
+    texts = {
+        "index.html": html_page(title, description, tables, pictures, samples),
+        "report.md": markdown_report(title, description, tables, pictures),
+        "settings.json": json.dumps({"written_by": written_by, **settings}, indent=2) + "\n",
+        **(more or {}),
+    }
+    try:
+        # resolved, so that "." has a name and a link stays one
+        with whole_folder(folder.resolve()) as temporary:
+            for name, text in texts.items():
+                (temporary / name).write_text(text, encoding="utf-8")
+            for picture in pictures.values():
+                (temporary / picture.file).write_bytes(picture.png)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); give another place") from None

@@ -1,0 +1,284 @@
+"""Supervised training through transformers' Trainer: what train_sft.py, train_rm.py and train_holistic share.
+
+One run: a loss per epoch on the training and the evaluation data, one epoch kept, the model folder written whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.errors import UserError
+from ..common.files import check_writable, write_json
+from ..common.launch import check_launch, process_state
+from ..common.texts import Example, question_key, shared_questions, without_shared
+from ..training.flags import TRACKERS, check_model_name, finite_float, parser, positive_float, positive_int, seed_value
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+
+def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
+    """The flags that every supervised script takes. `defaults` gives model_path, save_dir, num_epochs, lr, ..."""
+    flags = parser(description)
+    add = flags.add_argument
+    add("--model_path", default=defaults["model_path"], help="model to start from: a folder or a hub name")
+    add("--save_dir", required=True, help="new folder for the trained model (refused where it holds something)")
+    add("--num_epochs", type=positive_float, default=defaults["num_epochs"], help="passes over the training data")
+    add("--batch_size", type=positive_int, default=defaults.get("batch_size", 8), help="examples per process and step")
+    add("--lr", type=positive_float, default=defaults["lr"], help="peak learning rate (linear decay to zero)")
+    add("--max_steps", type=positive_int, help="stop after this many steps, in place of the full duration")
+    add("--seed", type=seed_value, default=42, help="seed of the initial weights, the data order and dropout")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast, weights stay float32")
+    add(
+        "--report_to",
+        default="none",
+        choices=TRACKERS,
+        help="tracker of the training curves (trackio wants a pip install of its own)",
+    )
+    return flags
+
+
+def share(text: str) -> float:
+    """A flag's value from 0 to a half."""
+    value = finite_float(text)
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 0.5")
+    return value
+
+
+def check_save_dir(path: str | Path) -> None:
+    """Raise UserError where the folder to write already holds something."""
+    path = Path(path)
+    check_writable(path, "--save_dir")
+    if path.is_file():
+        raise UserError(f"--save_dir {path} is a file; give the path of a new folder")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"--save_dir {path} already holds something; give a new folder or remove it")
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Raise UserError for what is wrong with the flags of `training_parser` before any model loads."""
+    check_launch()
+    check_save_dir(args.save_dir)
+    check_model_name(args.model_path, "--model_path")
+
+
+def leave_out_shared(train: list[Example], dev: list[Example], question: Callable[[Example], str]) -> list[Example]:
+    """The training examples whose question `dev` does not ask; prints how many questions were left out.
+
+    Raises UserError if none is left.
+    """
+    kept, shared = without_shared(train, dev, question)
+    if shared:
+        process_state().print(f"warning: the dev file asks {shared} of the training questions; not trained on")
+    return kept
+
+
+def warn_of_shared(train: Iterable[str], dev: Iterable[str]) -> None:
+    """Print how many of the dev prompts are also trained on, if some are."""
+    dev = list(dev)
+    shared = shared_questions(train, dev)
+    count = sum(question_key(text) in shared for text in dev)
+    if count:
+        process_state().print(
+            f"warning: {count} of the {len(dev)} dev prompts are training prompts too; they stay in training, "
+            "so dev results are a little too good"
+        )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What each of the B items of a batch adds to the loss. An item may hold many tokens or units, or one pair."""
+
+    sums: Tensor  # (B,) float32, over what an item holds: weight * loss
+    weights: Tensor  # (B,) float32, the sum of these weights
+
+
+def token_losses(logits: Tensor, labels: Tensor, class_weights: list[float] | None = None) -> Losses:
+    """Cross-entropy at each label that is not -100, weighted by its class, or by one.
+
+    logits (B, T, C), labels (B, T) int64, class_weights: C numbers.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    found = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 where ignored
+    weights = (labels != -100).float()
+    if class_weights is not None:
+        weights = weights * torch.tensor(class_weights, device=labels.device)[labels.clamp(min=0)]
+    return Losses((found * weights).sum(dim=1), weights.sum(dim=1))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the table at the end of a run."""
+
+    epoch: float
+    step: int
+    train_loss: float | None
+    eval_loss: float
+    seconds: float  # since the start of training
+    kept: bool
+
+
+def format_epochs(epochs: list[Epoch]) -> str:
+    lines = [f"{'epoch':>7}{'step':>8}{'train loss':>13}{'eval loss':>11}{'seconds':>10}"]
+    for row in epochs:
+        train = "-" if row.train_loss is None else f"{row.train_loss:.4f}"
+        mark = "  kept" if row.kept else ""
+        lines.append(f"{row.epoch:>7.2f}{row.step:>8}{train:>13}{row.eval_loss:>11.4f}{row.seconds:>10.1f}{mark}")
+    return "\n".join(lines)
+
+
+def fit(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[dict],
+    evaluation: list[dict],
+    collate: Callable[[list[dict]], dict[str, Tensor]],
+    args: argparse.Namespace,
+    loss: Callable[[nn.Module, dict[str, Tensor]], Losses],
+    finish: Callable[[nn.Module, Path], dict] | None = None,
+    keep_last: bool = False,
+) -> dict:
+    """Train `model` in place and write `args.save_dir` whole, with the epoch of least loss on `evaluation`.
+
+    Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` gives
+    what each item adds. A training step takes the mean over the batches of all processes; the losses shown, by which
+    the epoch is chosen, are means over the whole data, whatever the batches. keep_last: write the last epoch, whatever
+    its loss. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
+    `args.save_dir` (main process only); what it returns is written to metrics.json beside the epochs and given back.
+    Raises UserError for a loss that is not finite.
+    """
+    import math
+
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    save_dir = Path(args.save_dir)
+    work = save_dir.with_name(f".{save_dir.name}.training")
+    state = process_state()
+    if state.is_main_process:
+        shutil.rmtree(work, ignore_errors=True)
+    state.wait_for_everyone()
+
+    class SupervisedTrainer(Trainer):
+        trained: Tensor | float = 0.0  # (2,) float64: sum and weight of this process's losses since the last log
+
+        def compute_loss(self, model, inputs, **_):
+            """The mean over the union of all processes' batches, once DDP has averaged the gradients."""
+            found = loss(model, inputs)
+            total = torch.stack([found.sums.sum(), found.weights.sum()])
+            self.trained = self.trained + total.detach().double()
+            return total[0] / self.accelerator.reduce(total[1], "mean")
+
+        def log(self, logs, *args, **kwargs):
+            logs.pop("train_loss", None)  # of the whole run, as a mean of the steps' means
+            if "loss" in logs:  # transformers gives the same mean of an epoch
+                sums, weights = self.accelerator.reduce(self.trained, "sum")
+                logs["loss"] = (sums / weights).item()
+                self.trained = 0.0
+            super().log(logs, *args, **kwargs)
+
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            """Each item's part of the loss, which transformers gathers without the items it repeats to fill batches."""
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                found = loss(model, inputs)
+            return None, found.sums, found.weights
+
+    class Watch(TrainerCallback):
+        """Seconds at each evaluation; stop at a loss that is not finite."""
+
+        def __init__(self):
+            self.start, self.seconds = time.perf_counter(), []
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.start = time.perf_counter()
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            self.seconds.append(time.perf_counter() - self.start)
+            if not math.isfinite(metrics["eval_loss"]):
+                raise UserError(f"the loss is {metrics['eval_loss']} after step {state.global_step}; lower --lr")
+
+    on_gpu = torch.cuda.is_available()
+    watch = Watch()
+    trainer = SupervisedTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(work),
+            num_train_epochs=args.num_epochs,
+            max_steps=args.max_steps or -1,
+            per_device_train_batch_size=args.batch_size,
+            per_device_eval_batch_size=args.batch_size,
+            learning_rate=args.lr,
+            weight_decay=0.01,
+            warmup_steps=0.1,  # a share of all steps
+            bf16=args.dtype == "bfloat16",
+            seed=args.seed,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            logging_strategy="epoch",
+            save_total_limit=1,
+            save_only_model=True,
+            load_best_model_at_end=not keep_last,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
+            dataloader_pin_memory=on_gpu,
+            report_to=args.report_to,
+            use_cpu=not on_gpu,
+        ),
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        callbacks=[watch],
+        compute_metrics=lambda found: {
+            "loss": float(found.predictions.sum(dtype="float64") / found.label_ids.sum(dtype="float64"))
+        },
+    )
+    try:
+        trainer.train()
+    except BaseException:
+        if state.is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    epochs = epoch_table(trainer.state.log_history, watch.seconds, keep_last)
+    state.print(format_epochs(epochs))
+
+    model.eval()
+    final = work / "final"
+    trainer.save_model(str(final))
+    metrics = finish(model, final) if finish else {}
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (final / "training_args.bin").unlink(missing_ok=True)
+        metrics = {**metrics, "epochs": [asdict(row) for row in epochs]}
+        write_json(final / "metrics.json", metrics)
+        save_dir.parent.mkdir(parents=True, exist_ok=True)
+        if save_dir.is_dir():
+            save_dir.rmdir()  # empty: checked at the start
+        final.rename(save_dir)
+        shutil.rmtree(work, ignore_errors=True)
+    state.wait_for_everyone()
+    return metrics
+
+
+def epoch_table(log_history: list[dict], seconds: list[float], keep_last: bool) -> list[Epoch]:
+    """Pair the trainer's training and evaluation losses by step. Kept: the last epoch, or the first of least loss."""
+    train_loss = {row["step"]: row["loss"] for row in log_history if "loss" in row}
+    evaluations = [row for row in log_history if "eval_loss" in row]
+    kept = evaluations[-1] if keep_last else min(evaluations, key=lambda row: row["eval_loss"])
+    return [
+        Epoch(row["epoch"], row["step"], train_loss.get(row["step"]), row["eval_loss"], elapsed, row is kept)
+        for row, elapsed in zip(evaluations, seconds, strict=True)
+    ]

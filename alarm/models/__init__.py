@@ -1,0 +1,1 @@
+"""Models that score text: loading, the holistic model, the Longformers."""

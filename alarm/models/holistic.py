@@ -1,0 +1,167 @@
+"""Holistic preference reward models: the UltraRM layout, and any sequence classifier with one output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaModel, PreTrainedModel
+
+from ..common.distinct import distinct
+from ..common.errors import UserError
+from .load import load_config, load_model, load_tokenizer, padded_batches, position_limit
+
+ROLE = "the holistic reward model"
+PROMPT_PART = "Human: {prompt}"
+ANSWER_PART = "\nAssistant: {answer}"
+
+
+def at_last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """values (B, T, C) at the last real token of each row, mask (B, T), padded on either side -> (B, C)."""
+    last = (attention_mask * torch.arange(values.shape[1], device=values.device)).argmax(dim=1)
+    return values[torch.arange(len(values), device=values.device), last]
+
+
+def read_by_mask(model: PreTrainedModel, pad_id: int) -> None:
+    """Let a decoder-only sequence classifier read the last real token by the attention mask, which it must be given.
+
+    By itself it reads the last token that is not the padding id, and so too early if texts end in that id.
+    Changes `model` in place, but no weight; other classifiers stay as they are. `pad_id` goes into its config, without
+    which it refuses batches.
+    """
+    labels = model.config.num_labels
+    heads = [
+        name for name, part in model.named_children() if isinstance(part, nn.Linear) and part.out_features == labels
+    ]
+
+    def keep(head: nn.Module, _args, logits: Tensor) -> None:
+        head.kept = logits  # on the module, because nn.DataParallel runs copies of it side by side
+
+    def choose(whole: nn.Module, _args, kwargs: dict, output):
+        logits = whole.get_submodule(heads[0]).__dict__.pop("kept", None)
+        # a head that gives (B, T, C), of which the model picks one token, is of the decoder-only kind
+        if logits is not None and logits.dim() == 3:
+            output.logits = at_last_token(logits, kwargs["attention_mask"])
+        return output
+
+    model.config.pad_token_id = pad_id
+    if heads:
+        model.get_submodule(heads[0]).register_forward_hook(keep)
+        model.register_forward_hook(choose, with_kwargs=True)
+
+
+class LlamaRewardModel(PreTrainedModel):
+    """UltraRM's layout: a Llama body `model.*` and a linear read-out `regression_head.weight` (1, H), no bias."""
+
+    config_class = LlamaConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.regression_head = nn.Linear(config.hidden_size, 1, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """ids and mask (B, T), padded on either side -> rewards (B,) float32, read at the last real token."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        last_hidden = at_last_token(hidden, attention_mask)
+        # the read-out in float32, whatever the body runs in: a bfloat16 score near -5 has steps of 1/32
+        return last_hidden.float() @ self.regression_head.weight[0].float()
+
+
+class HolisticModel:
+    """Scores whole answers. `truncated` counts the inputs that did not fit since loading."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.truncated = 0
+        self.pad_id = next(
+            (
+                id
+                for id in (tokenizer.pad_token_id, model.config.pad_token_id, tokenizer.eos_token_id)
+                if id is not None and 0 <= id < model.config.vocab_size
+            ),
+            0,
+        )
+        read_by_mask(model, self.pad_id)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+    ) -> HolisticModel:
+        """Load a folder or hub name: the UltraRM layout, or a sequence classifier with one label.
+
+        Raises UserError for what is neither, and for missing weights, by name.
+        """
+        config = load_config(name_or_path, ROLE)
+        architecture = (config.architectures or [""])[0]
+        if config.model_type == "llama" and not architecture.endswith("ForSequenceClassification"):
+            model_class = LlamaRewardModel
+        else:
+            model_class = AutoModelForSequenceClassification
+            if config.num_labels != 1:
+                raise UserError(
+                    f"{ROLE} {name_or_path} has {config.num_labels} labels; give a sequence classifier with one, "
+                    "or a checkpoint in the UltraRM layout"
+                )
+        tokenizer = load_tokenizer(name_or_path, ROLE)
+        return cls(load_model(model_class, name_or_path, ROLE, device, dtype), tokenizer)
+
+    @torch.inference_mode()
+    def score(self, prompts: list[str], answers: list[str], max_length: int, batch_size: int) -> Tensor:
+        """Raw scores of answers, in the order given. -> (N,) float32 on the CPU.
+
+        An input reads "Human: {prompt}\\nAssistant: {answer}" and has at most `max_length` tokens, special ones
+        included: where it is longer the prompt loses its tail, and the answer only what exceeds the limit by itself.
+        Equal inputs go through the model once, so that their scores are equal; `truncated` counts each of them.
+        """
+        rows, places = distinct(map(tuple, self.encode(prompts, answers, max_length)))
+        scores = torch.zeros(len(rows))
+        for indices, ids, mask in padded_batches(rows, self.pad_id, batch_size, self.model.device):
+            output = self.model(input_ids=ids, attention_mask=mask)
+            values = output if isinstance(output, Tensor) else output.logits[:, 0]
+            scores[indices] = values.float().cpu()
+        return scores[places]
+
+    def encode(self, prompts: list[str], answers: list[str], max_length: int) -> list[list[int]]:
+        """Token ids of each input, cut to `max_length`; see `score`."""
+        if not prompts:
+            return []
+        limit = min(max_length, position_limit(self.model.config, self.tokenizer))
+        heads = [PROMPT_PART.format(prompt=prompt) for prompt in prompts]
+        texts = [head + ANSWER_PART.format(answer=answer) for head, answer in zip(heads, answers, strict=True)]
+        encoded = self.tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
+        rows = encoded["input_ids"]
+        for i, ids in enumerate(rows):
+            if len(ids) > limit:
+                self.truncated += 1
+                special = self.tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+                starts = [start for start, _ in encoded["offset_mapping"][i]]
+                rows[i] = _cut(ids, starts, special, len("Human: "), len(heads[i]), limit)
+        return rows
+
+
+def _cut(
+    ids: list[int], starts: list[int], special: list[int], label_end: int, answer_at: int, limit: int
+) -> list[int]:
+    """Shorten `ids` to `limit`: first the end of the prompt goes, then the end of the answer.
+
+    starts: the character at which each token starts; special: 1 for tokens that the tokenizer added around the text;
+    label_end, answer_at: the characters at which the prompt and the answer's part start.
+    """
+    text = [k for k, added in enumerate(special) if not added]
+    tail = len(ids) - 1 - text[-1]  # special tokens behind the text
+    answer = next((k for k in text if starts[k] >= answer_at), text[-1])
+    prompt = next((k for k in text if starts[k] >= label_end), answer)
+    keep = max(prompt, answer - (len(ids) - limit))
+    body_end = len(ids) - tail
+    body = ids[:keep] + ids[answer:body_end]
+    return body[: limit - tail] + ids[body_end:]

@@ -1,0 +1,1 @@
+"""Grammar errors of a text."""

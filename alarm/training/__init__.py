@@ -1,0 +1,1 @@
+"""PPO training, --test and calibration."""

@@ -1,0 +1,267 @@
+"""The flags that both train_ppo.py share, with the task's own defaults, and the checks that need no model."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from trl.config import TRACKERS
+from trl.paths import check_base, is_local_path
+
+from ..common.errors import UserError
+from ..common.files import check_writable, read_json
+from ..types import REWARD_TYPES
+from .run import check_trained_base
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, except for switches, where `(default: False)` says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, False) or action.default is argparse.SUPPRESS:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser whose --help shows each default; abbreviations of flags are refused."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = finite_float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def seed_value(text: str) -> int:
+    """A seed that Python, numpy and torch all take: 0 to 2^32 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not from 0 to {2**32 - 1}")
+    return value
+
+
+def open_share(text: str) -> float:
+    value = finite_float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
+    return value
+
+
+# argparse names the type in its message: "invalid int value"
+positive_int.__name__ = seed_value.__name__ = "int"
+positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"
+
+HOLISTIC_MAX_TOKENS = {"qa": 1230, "mt": 300}  # prompt and answer together
+
+
+def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
+    """Add what both tasks share. `defaults` holds a value for each flag whose default is the task's own."""
+
+    def add(name: str, help: str, kind: type = str, **kwargs) -> None:
+        flags.add_argument(
+            f"--{name}", type=kind, default=kwargs.pop("default", defaults.get(name)), help=help, **kwargs
+        )
+
+    def switch(name: str, help: str) -> None:
+        flags.add_argument(f"--{name}", action="store_true", help=help)
+
+    switch("test", "generate answers to the test file, score them and write them as JSON to --save_dir")
+    switch("test_do_sample", "with --test: sample in place of greedy decoding")
+    switch("test_on_train", "with --test: answer the train file in place of the test file")
+    switch("overwrite", "with --test: replace the file at --save_dir if it exists")
+    add(
+        "policy_ckpt",
+        "policy to start from: a folder (base model, LoRA adapter, or an earlier --save_dir) or a hub name",
+    )
+    add("train_file", "prompts to train on (JSON list or JSON lines)")
+    add("dev_file", "prompts to evaluate on during training")
+    add("test_file", "prompts for --test")
+    add("save_dir", "where the run is written (a new folder); with --test, the JSON file to write", required=True)
+    add("run_name", "name of the run in the tracker", default="alarm")
+
+    add(
+        "reward_type",
+        "how the holistic reward and the aspect rewards are combined",
+        default="hierarchical",
+        choices=REWARD_TYPES,
+    )
+    switch("sigmoid_shaping", "pass aspect rewards through a sigmoid, so that they are positive")
+    switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")
+    add("hierarchical_threshold", "z-normalised holistic reward from which aspect rewards count", finite_float)
+    add("holistic_reward_weight", "weight of the holistic reward", finite_float)
+    add("holistic_model", "preference reward model: a folder or a hub name", default="openbmb/UltraRM-13b")
+    add("ultra_mean", "mean of the holistic model's raw scores", finite_float)
+    add("ultra_std", "standard deviation of the holistic model's raw scores", positive_float)
+    add("length_mean", "mean response length in tokens, for --length_reward", positive_float)
+    add(
+        "calibration",
+        "file of alarm.calibrate: its numbers take the place of --ultra_mean, --ultra_std, --length_mean and of an "
+        "aspect's mean and standard deviation; training warns when rewards drift away from them",
+    )
+    add(
+        "threshold_quantile",
+        "with --calibration, in place of --hierarchical_threshold: this quantile of the calibrated holistic rewards "
+        "(0.5: half of them reach the gate)",
+        open_share,
+    )
+
+    add("lr", "learning rate", positive_float)
+    add("batch_size", "prompts per process and PPO step; with --test, per generation batch", positive_int)
+    add("mini_batch_size", "responses per forward and backward pass", positive_int)
+    add("gradient_accumulation_steps", "mini-batches per optimizer step", positive_int)
+    add(
+        "lora_targets",
+        "layers that get fresh LoRA adapters: ends of module names, separated by commas (default: PEFT's for this type "
+        "of model, or all projections of attention)",
+    )
+    add("n_ppo_epoch_per_rollout", "passes over each batch of rollouts", positive_int)
+    add(
+        "kl_threshold",
+        "the passes over a batch end early when KL from the rollout policy exceeds 1.5 times this",
+        positive_float,
+    )
+    add("eval_interval", "PPO steps between evaluations on the dev file (0: none)", int)
+    add("eval_batch_size", "prompts per generation batch on the dev file", positive_int)
+    add("rm_max_batch_size", "texts per forward pass of a reward model", positive_int)
+    add("max_steps", "stop after this many PPO steps, in place of the full duration", positive_int)
+
+    add(
+        "dtype",
+        "weights of policy and reward models; LoRA adapters and the value head stay float32",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+    )
+    add("seed", "seed of data order, initialisation and sampling", seed_value, default=42)
+    add(
+        "report_to",
+        "tracker of the training curves; a run that is resumed is one run in tensorboard, a new one in the others",
+        default="tensorboard",
+        choices=TRACKERS,
+    )
+    switch("resume", "continue the run in --save_dir from its last checkpoint (starts it where there is none)")
+    switch(
+        "resume_anyway",
+        "with --resume: go on although data or models have changed since the run was started; run.json keeps a record",
+    )
+    add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)
+    add("keep_checkpoints", "how many of the newest checkpoints to keep", positive_int, default=2)
+
+
+def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: str) -> argparse.Namespace:
+    """Parse, with the numbers of --calibration and --threshold_quantile in place of the defaults.
+
+    task: qa or mt. Raises UserError for a file that cannot be used, and where a number of it is also given by its flag.
+    """
+    args = flags.parse_args(argv)
+    if args.calibration is None:
+        if args.threshold_quantile is not None:
+            raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
+        return args
+    from .calibration import read_calibration
+
+    # parsed again over blanks, which argparse does not fill with defaults: what is no blank now was given
+    blanks = argparse.Namespace(**dict.fromkeys(vars(args)))
+    given = {name for name, value in vars(flags.parse_args(argv, blanks)).items() if value is not None}
+    calibration = read_calibration(args.calibration, task)
+    for name, value in calibration.constants.items():
+        if name in given:
+            raise UserError(f"--{name} and --calibration {args.calibration} both say what {name} is; drop one of them")
+        setattr(args, name, value)
+    if args.threshold_quantile is not None:
+        if "hierarchical_threshold" in given:
+            raise UserError("--threshold_quantile and --hierarchical_threshold both set the gate; drop one of them")
+        args.hierarchical_threshold = calibration.threshold(args.threshold_quantile)
+    return args
+
+
+def check_ppo_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that contradict each other. Costs nothing."""
+    step = args.mini_batch_size * args.gradient_accumulation_steps
+    if not args.test and args.batch_size % step:
+        raise UserError(
+            f"--batch_size {args.batch_size} is not a multiple of --mini_batch_size x --gradient_accumulation_steps "
+            f"= {step}; change one of the three"
+        )
+    for name in ("eval_interval", "checkpoint_interval"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} is negative; give 0 or a number of steps")
+    for name in ("test_do_sample", "test_on_train", "overwrite"):
+        if getattr(args, name) and not args.test:
+            raise UserError(f"--{name} goes with --test; add --test or drop it")
+    if args.resume_anyway and not args.resume:
+        raise UserError("--resume_anyway goes with --resume; add --resume or drop it")
+    check_writable(args.save_dir, "--save_dir")
+    if args.test:
+        if args.resume:
+            raise UserError("--resume goes with training; drop it or --test")
+        target = Path(args.save_dir)
+        if target.suffix != ".json":
+            raise UserError(f"with --test, --save_dir is the JSON file to write; {target} does not end in .json")
+        if target.is_dir():
+            raise UserError(f"{target} is a folder; with --test, --save_dir is the JSON file to write")
+        if target.exists() and not args.overwrite:
+            raise UserError(f"{target} exists; give another --save_dir, or --overwrite to replace it")
+
+
+def resolve_policy(name: str, anyway: bool = False) -> str:
+    """The folder or hub name to load: an earlier run's --save_dir stands for the policy that it ended with.
+
+    Raises UserError for a local path that is neither a model, an adapter nor a run, and for a run whose base model has
+    changed since (with `anyway` that is a printed warning).
+    """
+    path = Path(name)
+    if (path / "run.json").is_file():
+        if not (path / "policy").is_dir():
+            best = f", or give {path / 'best'}" if (path / "best").is_dir() else ""
+            raise UserError(f"{path} holds a run that has not ended; finish it with --resume{best}")
+        name = str(path / "policy")
+    check_model_name(name, "--policy_ckpt", ("config.json", "adapter_config.json"))
+    if not Path(name).is_dir():
+        return name
+    _check_adapter(Path(name))
+    # adapters remember the path of their base model: a relative one would mean another folder elsewhere
+    policy = Path(name).resolve()
+    check_trained_base(policy, anyway)
+    return str(policy)
+
+
+def _check_adapter(folder: Path) -> None:
+    """Raise UserError if `folder` holds an adapter whose base model cannot be found."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    try:
+        check_base(folder, base if isinstance(base, str) else "")
+    except ValueError as error:
+        raise UserError(f"--policy_ckpt: {error}") from error
+
+
+def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:
+    """Raise UserError where `name` is a local path without a model; a hub name passes unchecked."""
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / config).is_file() for config in configs):
+            raise UserError(f"{flag} {name} holds no {' or '.join(configs)}; give the folder of a model")
+        return
+    if is_local_path(name):
+        raise UserError(f"{flag}: there is no folder {name}; give the folder of a model or a hub name")

@@ -1,0 +1,261 @@
+"""Plot a run, or several in one figure, from what training logged: rewards, aspects, KL, length, gate over steps."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.errors import UserError, report_user_errors
+from ..common.files import check_writable
+from .flags import parser, positive_int
+from .run import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FILE = "training.png"
+SOFTWARE = "alarm.plot_run"  # written into the PNG: files without it are not replaced
+COLUMNS = 4
+
+# metric -> title, and the fixed ends of its axis
+PANELS = {
+    "reward": ("reward paid for a response", None),
+    "holistic_reward": ("holistic reward (z-normalised)", None),
+    "gate_rate": ("share above the gate", (0, 1)),
+    "aspect_share": ("aspects' share of the reward", (0, 1)),
+    "kl": ("KL from the reference", None),
+    "kl_coef": ("KL coefficient", None),
+    "response_length": ("response length (tokens)", None),
+    "relevance_rate": ("relevance rate", (0, 1)),
+    "factuality_rate": ("factuality rate", (0, 1)),
+    "completeness_reward": ("completeness (normalised)", None),
+    "readability": ("readability (normalised grade)", None),
+    "grammar_errors": ("grammar errors", None),
+    "error_rate": ("grammar errors per token", None),
+    "language_confidence": ("confidence that it is English", (0, 1)),
+}
+DEV_NAMES = {"reward": "total_reward"}  # where the dev file's name differs
+SMOOTH = ("kl_coef",)  # a mean would only lag behind
+# drift warnings are marked in the panel of what drifted
+WARNED = ("holistic_reward", "response_length")
+
+# colours of Okabe and Ito that differ in lightness as well; line styles and markers differ besides
+STYLES = (
+    ("#000000", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#56B4E9", "-.", "^"),
+    ("#0072B2", ":", "D"),
+    ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    ("#009E73", (0, (8, 3)), "P"),
+)
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What one run logged. Steps rise; a value that was not finite or not logged is None."""
+
+    name: str
+    train: dict[int, dict[str, float | None]]  # step -> metrics
+    dev: dict[int, dict[str, float | None]]
+    warnings: dict[int, dict[str, str]]  # step -> kind -> message
+
+    def series(self, part: str, metric: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric of `train` or `dev`, NaN where a logged step has no number; empty if it has none
+        at all."""
+        rows = getattr(self, part)
+        if not any(row.get(metric) is not None for row in rows.values()):
+            return [], []
+        values = [math.nan if row.get(metric) is None else float(row[metric]) for row in rows.values()]
+        return list(rows), values
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of the last `window` values at each place, of fewer at the start. NaN takes no part."""
+    means = []
+    for end in range(1, len(values) + 1):
+        part = [value for value in values[max(0, end - window) : end] if not math.isnan(value)]
+        means.append(math.fsum(part) / len(part) if part else math.nan)
+    return means
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: str | Path, name: str) -> RunLog:
+    """Read log.jsonl of a run's folder. UserError where there is none, where it is empty or not a training log.
+
+    A last line that is still being written, or that a kill cut short, is left out.
+    """
+    path = Path(folder) / "log.jsonl"
+    if Path(folder).is_file():
+        raise UserError(f"--run_dir {folder} is a file; give the --save_dir of a train_ppo.py")
+    try:
+        rows = read_log(path)
+    except FileNotFoundError:
+        what = "holds no log.jsonl" if Path(folder).is_dir() else "does not exist"
+        raise UserError(f"--run_dir {folder} {what}; give the --save_dir of a train_ppo.py") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    log = RunLog(name, {}, {}, {})
+    for row in rows:
+        for part in ("train", "dev", "warnings"):
+            if part in row:
+                getattr(log, part)[row["step"]] = row[part]
+    if not log.train and not log.dev:
+        raise UserError(f"{path} has no finished step yet; plot the run when it has")
+    return log
+
+
+def run_names(folders: Sequence[str]) -> list[str]:
+    """A label for each folder: its own name, or the whole path where two share that."""
+    names = [Path(folder).resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else list(folders)
+
+
+def check_target(path: Path) -> None:
+    """Raise UserError where the file to write exists and is no plot of this script."""
+    if not path.exists():
+        return
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            ours = image.info.get("Software") == SOFTWARE
+    except (OSError, UnidentifiedImageError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path} exists and was not written by {SOFTWARE}; move it away or give another --save_dir")
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def plot(runs: Sequence[RunLog], window: int | None = None) -> Figure:
+    """A panel for each metric that one of up to 6 runs has.
+
+    `window`: steps of the running mean (None: a tenth of the longest run).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    metrics = [
+        metric
+        for metric in PANELS
+        if any(run.series("train", metric)[0] or run.series("dev", DEV_NAMES.get(metric, metric))[0] for run in runs)
+    ]
+    rows = -(-len(metrics) // COLUMNS)
+    figure = Figure(figsize=(3.5 * COLUMNS, 2.6 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False).flatten()
+    window = window or max(1, round(max(len(run.train) for run in runs) / 10))
+    for axes, metric in zip(grid, metrics, strict=False):
+        for number in range(len(runs)):
+            draw(axes, runs, number, metric, window)
+        finish(axes, metric)
+    for axes in grid[len(metrics) :]:
+        axes.remove()
+    for axes in grid[max(0, len(metrics) - COLUMNS) : len(metrics)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("PPO step")
+
+    grey = "#555555"
+    handles = []
+    if window > 1:
+        handles = [
+            Line2D([], [], color=grey, linewidth=0.7, alpha=0.6, label="training, each step"),
+            Line2D([], [], color=grey, linewidth=1.8, label=f"training, mean of the last {window} steps"),
+        ]
+    if any(run.dev for run in runs):
+        dev = {"marker": "o", "markerfacecolor": "white", "label": "dev file, greedy"}
+        handles.append(Line2D([], [], color=grey, linestyle="none", **dev))
+    if any(run.warnings for run in runs):
+        handles.append(Line2D([], [], color=grey, linestyle="none", marker="x", label="drift warning"))
+    if len(runs) > 1:
+        for run, (color, line, marker) in zip(runs, STYLES, strict=False):
+            handles.append(Line2D([], [], color=color, linestyle=line, marker=marker, linewidth=1.8, label=run.name))
+    else:
+        figure.suptitle(runs[0].name, fontsize=12)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def draw(axes: Axes, runs: Sequence[RunLog], number: int, metric: str, window: int) -> None:
+    """Run `number` of `runs` in one panel."""
+    run, (color, line, marker) = runs[number], STYLES[number]
+    steps, values = run.series("train", metric)
+    if steps:
+        if metric not in SMOOTH:
+            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.35 if len(runs) == 1 else 0.2)
+            values = running_mean(values, window)
+        axes.plot(steps, values, color=color, linestyle=line, linewidth=1.8)
+    steps, values = run.series("dev", DEV_NAMES.get(metric, metric))
+    hollow = {"linestyle": "none", "marker": marker, "markersize": 5, "markerfacecolor": "white"}
+    if steps:  # a line without points and clipping has no extent, on which the layout fails
+        axes.plot(steps, values, color=color, zorder=3, clip_on=False, **hollow)
+    if metric in WARNED:
+        marks = [step for step, kinds in run.warnings.items() if any(kind.startswith(metric) for kind in kinds)]
+        height = [0.04 + 0.07 * number] * len(marks)  # of the panel
+        axes.plot(marks, height, color=color, linestyle="none", marker="x", transform=axes.get_xaxis_transform())
+
+
+def finish(axes: Axes, metric: str) -> None:
+    """Title, grid and range of a panel."""
+    from matplotlib.ticker import MaxNLocator
+
+    title, ends = PANELS[metric]
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if ends:
+        axes.set_ylim(ends[0] - 0.03, ends[1] + 0.03)
+
+
+# --- the script ------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    flags = parser(__doc__)
+    add = flags.add_argument
+    add("--run_dir", action="append", required=True, help="a run's folder; give it again to compare up to 6 runs")
+    add("--save_dir", help=f"folder in which {FILE} is written (default: the folder of the first run)")
+    add("--window", type=positive_int, help="steps of the running mean (default: a tenth of the longest run's)")
+    return flags.parse_args(argv)
+
+
+@report_user_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if len(args.run_dir) > len(STYLES):
+        raise UserError(f"{len(args.run_dir)} runs cannot be told apart in one figure; give at most {len(STYLES)}")
+    runs = [read_run(path, name) for path, name in zip(args.run_dir, run_names(args.run_dir), strict=True)]
+    folder = Path(args.save_dir or args.run_dir[0])
+    if folder.is_file():
+        raise UserError(f"--save_dir {folder} is a file; give a folder")
+    target = folder / FILE
+    check_writable(target, "--save_dir")
+    check_target(target)
+
+    figure = plot(runs, args.window)
+    temporary = folder / f".{FILE}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SOFTWARE})
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror}); give a writable --save_dir") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    steps = ", ".join(f"{run.name}: {max([*run.train, *run.dev])} steps" for run in runs)
+    print(f"wrote {target} ({steps})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""An OpenAI-compatible chat endpoint for tests: its verdicts depend on the texts alone, its faults can be planned.
+
+A text says how good it is by `quality=NN`. Of the two in a prompt the higher wins; equal ones are told apart by place:
+the first always wins. Texts with `vague` in them are answered by "Output (c)", with `forbidden` by a refusal.
+
+    python tests/evaluation/judge_stub.py --port 8000 --faults 0.2 --latency 0.05
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+PASSING = ("429", "500", "timeout", "truncated", "str")  # faults of a prompt's first attempt
+LASTING = ("refusal", "output (c)")  # faults that asking again would repeat
+FAULTS = PASSING + LASTING
+
+Response = tuple[int, dict[str, str], str]  # status, headers, body
+
+
+def completion(content: str | None, refusal: str | None = None, finish: str = "stop") -> Response:
+    """A well-formed chat completion."""
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    body = {
+        "id": "stub",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "stub",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 4, "total_tokens": 104},
+    }
+    return 200, {"Content-Type": "application/json"}, json.dumps(body)
+
+
+def error(status: int, message: str, code: str | None = None, **headers: str) -> Response:
+    """An error as OpenAI words it. Header names: with _ for -."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = {"error": {"message": message, "type": "stub", "param": None, "code": code}}
+    return status, {"Content-Type": "application/json", **headers}, json.dumps(body)
+
+
+def verdict(prompt: str) -> Response:
+    if "forbidden" in prompt:
+        return completion(None, refusal="I cannot help with that.")
+    if "vague" in prompt:
+        return completion("Output (c)")
+    first, second = map(int, re.findall(r"quality=(\d+)", prompt))
+    return completion("Output (a)" if first >= second else "Output (b)")
+
+
+def planned_fault(prompt: str, share: float) -> str | None:
+    """The fault that the hash of a prompt gives it; all kinds alike."""
+    number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
+    return FAULTS[(number // 10_000) % len(FAULTS)] if number % 10_000 < share * 10_000 else None
+
+
+class JudgeStub:
+    """Serves from a thread of this process; use as a context manager.
+
+    faults: share of the prompts that meet one. latency: seconds before an answer. hang: seconds that a request waits
+    which is never answered. respond: called with the prompt and the attempt (from 0) before all else; None: as usual.
+    log: one dictionary per request, in the order of arrival.
+    """
+
+    def __init__(
+        self,
+        faults: float = 0.0,
+        latency: float = 0.0,
+        hang: float = 2.0,
+        retry_after: str = "0.05",
+        respond: Callable[[str, int], Response | None] | None = None,
+        port: int = 0,
+    ):
+        self.faults, self.latency, self.hang, self.retry_after = faults, latency, hang, retry_after
+        self.respond = respond
+        self.log: list[dict] = []
+        self.in_flight = self.most_in_flight = 0
+        self._attempts: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # headers and body go in two writes
+
+            def do_POST(self):
+                stub._serve(self)
+
+            def log_message(self, *_):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+            daemon_threads = True
+
+            def handle_error(self, *_):  # a client that went away
+                pass
+
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> JudgeStub:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answered(self) -> list[str]:
+        """The prompts that were answered by a whole completion, in order, repeats included."""
+        with self._lock:
+            return [entry["prompt"] for entry in self.log if entry["outcome"] in ("answer", *LASTING)]
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        prompt = request["messages"][0]["content"]
+        with self._lock:
+            attempt = self._attempts.get(prompt, 0)
+            self._attempts[prompt] = attempt + 1
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            entry = {
+                "prompt": prompt,
+                "attempt": attempt,
+                "at": time.monotonic(),
+                "outcome": "begun",
+                "path": handler.path,
+                "authorization": handler.headers["Authorization"],
+                "request": request,
+            }
+            self.log.append(entry)
+        outcome, response = self._response(prompt, attempt)
+        with self._lock:  # before the client can know, or it could send the next one first
+            entry["outcome"] = outcome
+            self.in_flight -= 1
+        if response is None:
+            self._closing.wait(self.hang)
+            handler.close_connection = True
+            return
+        status, headers, body = response
+        content = body.encode()
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def _response(self, prompt: str, attempt: int) -> tuple[str, Response | None]:
+        """What happened, and what to send; None: nothing, ever."""
+        if self.respond and (planned := self.respond(prompt, attempt)):
+            self._closing.wait(self.latency)
+            return ("answer" if planned[0] == 200 else str(planned[0])), planned
+        fault = planned_fault(prompt, self.faults)
+        if fault in PASSING and attempt > 0:
+            fault = None
+        if fault == "timeout":
+            return fault, None
+        self._closing.wait(self.latency)
+        if fault == "429":
+            return fault, error(429, "slow down", Retry_After=self.retry_after)
+        if fault == "500":
+            return fault, error(500, "the server had an error")
+        if fault == "truncated":
+            status, headers, body = completion("Output (a)")
+            return fault, (status, headers, body[: len(body) // 2])
+        if fault == "str":
+            return fault, (200, {"Content-Type": "text/html"}, "<html>busy</html>")
+        if fault == "refusal":
+            return fault, completion(None, refusal="I cannot help with that.")
+        if fault == "output (c)":
+            return fault, completion("Output (c)")
+        return "answer", verdict(prompt)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--faults", type=float, default=0.0, help="share of the prompts that meet a fault")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before an answer")
+    args = parser.parse_args()
+    with JudgeStub(args.faults, args.latency, port=args.port) as stub:
+        print(stub.url, flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print(f"{len(stub.log)} requests, {len(stub.answered())} answered")
+
+
+if __name__ == "__main__":
+    main()
