@@ -7,10 +7,11 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, write_json
+from alarm.common.flags import parser, positive_int
 from alarm.common.launch import check_launch, process_state
 from alarm.tasks.mt.aspects import DATASET, prompt
 from alarm.tasks.mt.quality import load_parts
-from alarm.training.flags import parser, positive_int, resolve_policy
+from alarm.training.flags import resolve_policy
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         "references": readability_scores(references),
     }
     if state.is_main_process:
-        from alarm.training.loop import say_counts, show
+        from alarm.common.console import say_counts, show
 
         show(f"{args.policy_ckpt} on {len(rows)} pairs", scores)
         say_counts({"empty translations": sum(not text.strip() for text in translations)})

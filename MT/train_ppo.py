@@ -5,22 +5,13 @@ from __future__ import annotations
 import argparse
 
 from alarm.common.errors import report_user_errors
+from alarm.common.flags import check_model_name, finite_float, parser, positive_float, positive_int
 from alarm.common.launch import check_launch, process_state
 from alarm.tasks.mt.aspects import DATASET, prompt
 from alarm.tasks.mt.grammar.checker import BACKENDS, make_checker
 from alarm.tasks.mt.quality import load_parts
 from alarm.training.calibration import use_calibration
-from alarm.training.flags import (
-    add_ppo_flags,
-    check_model_name,
-    check_ppo_flags,
-    finite_float,
-    parse_ppo_flags,
-    parser,
-    positive_float,
-    positive_int,
-    resolve_policy,
-)
+from alarm.training.flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
 from alarm.training.run import Run
 
 DEFAULTS = {

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from alarm.common.errors import report_user_errors
+from alarm.common.flags import parser, positive_float, positive_int
 from alarm.evaluation.judge.judge import DEFAULT_TEMPLATE, Comparison, Judge
 from alarm.evaluation.judge.sender import JudgeSettings
-from alarm.training.flags import parser, positive_float, positive_int
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
 from judge_stub import JudgeStub

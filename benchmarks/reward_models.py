@@ -19,8 +19,8 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_rows, whole_folder, write_json
+from alarm.common.flags import parser, positive_int
 from alarm.tasks.qa.feedback import load_feedback
-from alarm.training.flags import parser, positive_int
 
 ROOT = Path(__file__).resolve().parents[1]
 # chosen by training on parts of the training questions and measuring on the others

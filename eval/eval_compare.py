@@ -12,8 +12,8 @@ from itertools import combinations, islice
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
+from alarm.common.flags import seed_value
 from alarm.evaluation.judge.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
-from alarm.training.flags import seed_value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -7,20 +7,11 @@ import os
 from pathlib import Path
 
 from alarm.common.errors import report_user_errors
+from alarm.common.flags import check_model_name, finite_float, parser, positive_float, positive_int
 from alarm.common.launch import check_launch, process_state
 from alarm.tasks.spans import find_splitter
 from alarm.training.calibration import use_calibration
-from alarm.training.flags import (
-    add_ppo_flags,
-    check_model_name,
-    check_ppo_flags,
-    finite_float,
-    parse_ppo_flags,
-    parser,
-    positive_float,
-    positive_int,
-    resolve_policy,
-)
+from alarm.training.flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
 from alarm.training.run import Run
 
 HERE = Path(os.path.relpath(Path(__file__).parent))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_rows, require_fields, require_texts
+from alarm.common.flags import positive_int
 from alarm.learning.fit import check_training, leave_out_shared, training_parser
-from alarm.training.flags import positive_int
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, read_rows, require_fields, require_texts, whole_folder
-from alarm.training.flags import seed_value
+from alarm.common.flags import seed_value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, write_json
-from alarm.training.flags import parser, positive_int, seed_value
+from alarm.common.flags import parser, positive_int, seed_value
 from stages import ROOT, Stage
 
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage

@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl.config import TRACKERS
+
 from ..common.errors import UserError
 from ..common.files import check_writable, write_json
+from ..common.flags import check_model_name, finite_float, parser, positive_float, positive_int, seed_value
 from ..common.launch import check_launch, process_state
 from ..common.texts import Example, question_key, shared_questions, without_shared
-from ..training.flags import TRACKERS, check_model_name, finite_float, parser, positive_float, positive_int, seed_value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

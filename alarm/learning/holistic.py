@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, report_user_errors
+from ..common.flags import positive_int
 from ..common.launch import process_state
 from ..tasks.qa.feedback import Feedback, Pair, load_feedback, load_pairs, preference_pairs
-from ..training.flags import positive_int
 from .fit import check_training, leave_out_shared, training_parser
 from .reward_models import add_selection_flag
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_writable, write_json
+from ..common.flags import check_model_name, parser, positive_int, seed_value
 from ..common.identity import hash_file, model_identity
 from ..tasks.mt.grammar.checker import BACKENDS
 from .calibration import KIND, NORMALISED, THRESHOLDS, VERSION, Calibration, describe
-from .flags import HOLISTIC_MAX_TOKENS, check_model_name, parser, positive_int, resolve_policy, seed_value
+from .flags import HOLISTIC_MAX_TOKENS, resolve_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -199,10 +200,11 @@ def sample_and_score(args, policy: str, rows: list[dict], prompt_of, aspects: li
 
     from trl.generation import SAMPLING
 
+    from ..common.console import say_counts
     from ..common.launch import process_state
     from ..models.holistic import HolisticModel
     from ..rewards import RewardRecipe
-    from .loop import Scorer, cut_inputs, evaluate, say_counts
+    from .loop import Scorer, cut_inputs, evaluate
     from .policy import encode_splits, load_tokenizer
     from .rollout import generator
 

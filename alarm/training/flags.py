@@ -3,71 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from trl.config import TRACKERS
-from trl.paths import check_base, is_local_path
+from trl.paths import check_base
 
 from ..common.errors import UserError
 from ..common.files import check_writable, read_json
+from ..common.flags import check_model_name, finite_float, open_share, positive_float, positive_int, seed_value
 from ..types import REWARD_TYPES
 from .run import check_trained_base
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, except for switches, where `(default: False)` says nothing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, False) or action.default is argparse.SUPPRESS:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser whose --help shows each default; abbreviations of flags are refused."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = finite_float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def seed_value(text: str) -> int:
-    """A seed that Python, numpy and torch all take: 0 to 2^32 - 1."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not from 0 to {2**32 - 1}")
-    return value
-
-
-def open_share(text: str) -> float:
-    value = finite_float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
-    return value
-
-
-# argparse names the type in its message: "invalid int value"
-positive_int.__name__ = seed_value.__name__ = "int"
-positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"
 
 HOLISTIC_MAX_TOKENS = {"qa": 1230, "mt": 300}  # prompt and answer together
 
@@ -254,14 +199,3 @@ def _check_adapter(folder: Path) -> None:
         check_base(folder, base if isinstance(base, str) else "")
     except ValueError as error:
         raise UserError(f"--policy_ckpt: {error}") from error
-
-
-def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:
-    """Raise UserError where `name` is a local path without a model; a hub name passes unchecked."""
-    path = Path(name)
-    if path.is_dir():
-        if not any((path / config).is_file() for config in configs):
-            raise UserError(f"{flag} {name} holds no {' or '.join(configs)}; give the folder of a model")
-        return
-    if is_local_path(name):
-        raise UserError(f"{flag}: there is no folder {name}; give the folder of a model or a hub name")

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from trl.generation import GREEDY, SAMPLING
 
+from ..common.console import say_counts, show
 from ..common.errors import ServiceError, UserError
 from ..common.files import write_json
 from ..rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
@@ -459,30 +460,3 @@ def run_training(
 
 def cut_inputs(scorer: Scorer) -> dict[str, int]:
     return {f"inputs cut to what the {name} reward model takes": n for name, n in scorer.truncated().items()}
-
-
-def say_counts(counts: dict[str, int], accelerator: Accelerator | None = None) -> None:
-    """Print the counts that are not zero, one a line; with an accelerator, first summed over all processes."""
-    if accelerator is not None:
-        local = torch.tensor(list(counts.values()), device=accelerator.device)
-        counts = dict(zip(counts, accelerator.reduce(local, reduction="sum").tolist(), strict=True))
-    if accelerator is None or accelerator.is_main_process:
-        for what, count in counts.items():
-            if count:
-                print(f"{what}: {count}")
-
-
-def show(title: str, columns: dict[str, dict[str, float]]) -> None:
-    """Print a table: a row a metric, a column a key of `columns`."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
-    metrics = dict.fromkeys(name for column in columns.values() for name in column)
-    for metric in metrics:
-        cells = ["" if column.get(metric) is None else f"{column[metric]:.4f}" for column in columns.values()]
-        table.add_row(metric, *cells)
-    Console().print(table)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_writable
-from .flags import parser, positive_int
+from ..common.flags import parser, positive_int
 from .run import read_log
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from alarm.common.errors import UserError
-from alarm.training.flags import check_model_name, resolve_policy
+from alarm.common.flags import check_model_name
+from alarm.training.flags import resolve_policy
 from helpers import ROOT, load_script
 
 # spec: the flags and defaults that users of the published scripts know

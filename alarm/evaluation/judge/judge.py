@@ -19,8 +19,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ...common.errors import UserError
+from ...common.flags import positive_float, positive_int
 from ...common.threads import DaemonExecutor
-from ...training.flags import positive_float, positive_int
 from .replies import Answer, AnswerCache, build_prompt, parse_template, request_key
 from .sender import (
     DEFAULT_ENDPOINT,
