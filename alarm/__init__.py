@@ -3,4 +3,7 @@
 Importing this package loads nothing heavy; torch and the models come in with the module that needs them.
 """
 
+from .api import Aspect, Flag, Metric, Task
+
+__all__ = ["Aspect", "Flag", "Metric", "Task"]
 __version__ = "0.1.0"

@@ -14,11 +14,13 @@ docs/extending.md shows the rest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .common.errors import UserError
 from .common.files import read_rows
 from .common.flags import finite_float
 
@@ -28,11 +30,25 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from .types import AspectScore, Rollout
-
-    Score = float | list[tuple[int, int, float]] | None  # of one answer: a number, spans of its text, or nothing
+    from .types import AspectScore, Rollout, Score
 
 PAY = ("last", "tokens")
+# metrics of every task
+HOLISTIC, LENGTH = "holistic_reward", "response_length"
+# other keys of generations files and logs, which no metric may have
+RESERVED = ("query", "generation", "index", "total_reward", "reward", "gate_rate", "empty_rate", "aspect_paid")
+RESERVED += ("holistic_paid", "aspect_share", "skipped", "kl", "kl_coef", "entropy", "policy_kl", "early_stopped")
+
+
+def total(score: Score) -> float:
+    """The sum of the values of one answer."""
+    return sum(value for _, _, value in score) if isinstance(score, list) else score
+
+
+def _check_name(name: object, what: str) -> None:
+    """Raise UserError for a name that can be no flag, log key and file key."""
+    if not isinstance(name, str) or not name.isascii() or not name.isidentifier():
+        raise UserError(f"{what} is named {name!r}; give letters, digits and underscores, a letter first")
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class Metric:
     differs_by: str = "rounding"
     depends_on: str = ""  # flags to look at if a recorded value comes out otherwise
     no_aspect: str = ""  # why it cannot stand for its aspect when one is selected
+    value: Callable[[Score], float] | None = None  # of one score; default: the number itself, or how many spans it has
 
     @property
     def key(self) -> str:
@@ -107,10 +124,11 @@ class Aspect:
         order and without overlap; None: the aspect does not apply to this answer.
     pay: where a span's value goes. `last`: on the last token of the span; values that meet add up. `tokens`: on each
         token that the span touches; where two spans touch one token, the later one decides.
-    metrics: what is logged and compared. One whose values the scores do not bring along, and that is alone, is the
-        sum of the values of an answer. Default: one metric of the aspect's name.
+    metrics: what is logged and compared. Default: one of the aspect's name, the sum of an answer's values. The first
+        that may (see Metric.no_aspect) stands for the aspect in a selection.
     flag, weight: name (without --) and default of its weight. A new aspect takes no part unless it is given one.
-    calibrated: what a calibration describes, in words; a mean and deviation of it can stand for `flags`.
+    flags: constants of its own, for one with `load`.
+    calibrated: what a calibration describes, in words.
     """
 
     name: str
@@ -123,10 +141,19 @@ class Aspect:
     calibrated: str = ""
 
     def __post_init__(self):
+        what = f"aspect {self.name!r}"
+        _check_name(self.name, "an aspect")
+        if not callable(self.score) and not hasattr(self.score, "load"):
+            raise UserError(f"{what}: its score is {type(self.score).__name__}; give a function or a class with `load`")
         if self.pay not in PAY:
-            raise ValueError(f"aspect {self.name}: pay is {self.pay!r}; it must be one of {', '.join(PAY)}")
-        object.__setattr__(self, "metrics", tuple(self.metrics) or (Metric(self.name),))
+            raise UserError(f"{what}: pay is {self.pay!r}; give one of {', '.join(PAY)}")
+        object.__setattr__(self, "metrics", tuple(self.metrics) or (Metric(self.name, value=total),))
+        object.__setattr__(self, "flags", tuple(self.flags))
         object.__setattr__(self, "flag", self.flag or f"w_{self.name}")
+        for name in (self.flag, *(flag.name for flag in self.flags)):
+            _check_name(name, f"a flag of {what}")
+        for metric in self.metrics:
+            _check_name(metric.name, f"a metric of {what}")
 
     def check(self, args: argparse.Namespace) -> None:
         """Raise UserError for what is wrong and can be seen without loading a model."""
@@ -152,11 +179,13 @@ class Task:
     load: path -> data rows, checked. Default: any JSON list or JSON lines of objects.
     answer: data row -> the text that `alarm.train_sft` teaches. Default: its field `answer`.
     defaults: flag (without --) -> the task's own default of it; see `training.flags.DEFAULTS` for the others.
-    flags: the task's own. `finish(args)` may then set what follows from them.
+    flags: the task's own. configure(task, args) then gives the task as these flags make it, and sets the flags of
+        `replaces`: flags of every task (such as max_input_len) that this one does not have.
     splits: (args, names of splits) -> their rows; default: `load` of --train_file, --dev_file, --test_file.
     holistic_max_tokens: of prompt and answer together, as the holistic model reads them.
     columns: order of the metrics (their keys in files) in results; default: holistic, length, then the aspects'.
     paper: what the paper reports of the task, to stand beside results; see evaluation.report.
+    holistic: (prompts, answers, rows) -> B numbers, instead of a preference model; --holistic_model overrides it.
     """
 
     name: str
@@ -168,8 +197,54 @@ class Task:
     answer: Callable[[dict], str] = field(default=lambda row: row["answer"])
     defaults: Mapping[str, Any] = field(default_factory=dict)
     flags: Sequence[Flag] = ()
-    finish: Callable[[argparse.Namespace], None] | None = None
+    replaces: Sequence[str] = ()
+    configure: Callable[[Task, argparse.Namespace], Task] | None = None
     splits: Callable[[argparse.Namespace, Sequence[str]], dict[str, list[dict]]] | None = None
     holistic_max_tokens: int = 1024
     columns: Sequence[str] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
+    holistic: Callable[[list[str], list[str], list[dict]], list[float]] | None = None
+    source: str = ""  # the file that it comes from, for messages
+
+    def __post_init__(self):
+        _check_name(self.name, "a task")
+        object.__setattr__(self, "aspects", tuple(self.aspects))
+        names = [HOLISTIC, LENGTH]
+        for what, found in {
+            "aspects": [aspect.name for aspect in self.aspects],
+            "metrics": names + [name for metric in self.metrics for name in {metric.name, metric.key}],
+            "flags": [flag for aspect in self.aspects for flag in (aspect.flag, *(own.name for own in aspect.flags))]
+            + [flag.name for flag in self.flags],
+        }.items():
+            twice = [name for name, count in Counter(found).items() if count > 1]
+            if twice:
+                raise UserError(f"task {self.name}: two {what} are named {twice[0]}; give each a name of its own")
+        for metric in self.metrics:
+            if {metric.name, metric.key} & set(RESERVED):
+                raise UserError(f"task {self.name}: a metric cannot be named {metric.name}, which logs use; rename it")
+        unknown = set(self.columns) - {HOLISTIC, LENGTH, *(metric.key for metric in self.metrics)}
+        if unknown:
+            raise UserError(f"task {self.name}: columns name {min(unknown)}, which is no metric; remove it")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of all aspects."""
+        return tuple(metric for aspect in self.aspects for metric in aspect.metrics)
+
+    @property
+    def columns_in_order(self) -> tuple[str, ...]:
+        """The keys in files of all metrics, in the order of results."""
+        rest = (HOLISTIC, LENGTH, *(metric.key for metric in self.metrics))
+        return (*self.columns, *(key for key in rest if key not in self.columns))
+
+    def aspect(self, name: str) -> Aspect:
+        """The aspect of this name. UserError with the names that exist if there is none."""
+        for aspect in self.aspects:
+            if aspect.name == name:
+                return aspect
+        known = ", ".join(aspect.name for aspect in self.aspects)
+        raise UserError(f"{name!r} is no aspect of task {self.name}; its aspects are {known}")
+
+    def weights(self, args: argparse.Namespace) -> dict[str, float]:
+        """Aspect -> weight, from parsed flags."""
+        return {aspect.name: getattr(args, aspect.flag) for aspect in self.aspects}

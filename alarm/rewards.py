@@ -1,6 +1,7 @@
 """The reward of a response: shape aspects, weigh them, combine them with the holistic reward (the paper's section 3).
 
-Pure functions of tensors. A batch of rewards is a list of (T_i,) float32 tensors, one value per response token.
+`combine` is the method; the functions below it are its steps. All are pure functions of tensors. A batch of rewards is
+a list of (T_i,) float32 tensors, one value per response token.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .types import REWARD_TYPES, AspectScore, Payment
+from .types import REWARD_TYPES, Measured, Payment, TokenScore
 
 TOO_SHORT_HOLISTIC = -10.0  # in place of the z-normalised holistic reward of a response without text
 
@@ -26,6 +27,7 @@ class RewardRecipe:
     holistic_mean: float = 0.0  # of raw holistic scores, for the z-normalisation
     holistic_std: float = 1.0
     length_mean: float | None = None  # set: T / length_mean takes the place of the aspect sum (an ablation)
+    sigmoid_shaping: bool = False  # pass each value of an aspect through a sigmoid
 
     @classmethod
     def from_flags(cls, args, weights: dict[str, float]) -> RewardRecipe:
@@ -38,11 +40,50 @@ class RewardRecipe:
             holistic_mean=args.ultra_mean,
             holistic_std=args.ultra_std,
             length_mean=args.length_mean if args.length_reward else None,
+            sigmoid_shaping=args.sigmoid_shaping,
         )
+
+    @property
+    def paid_aspects(self) -> tuple[str, ...]:
+        """The aspects whose values reach the reward. The others need not be computed to train."""
+        if self.reward_type == "holistic_only" or self.length_mean is not None:
+            return ()
+        return tuple(name for name, weight in self.weights.items() if weight != 0)
 
     def __post_init__(self):
         if self.reward_type not in REWARD_TYPES:
             raise ValueError(f"reward_type {self.reward_type!r} is none of {', '.join(REWARD_TYPES)}")
+
+
+def combine(measured: Measured, recipe: RewardRecipe) -> Payment:
+    """What each response of a rollout is paid, and its parts: everything computed once."""
+    h = normalise_holistic(measured.holistic, recipe.holistic_mean, recipe.holistic_std, measured.too_short)
+    return combine_rewards(aspect_sum(measured, recipe), h, measured.too_short, recipe)
+
+
+def aspect_sum(measured: Measured, recipe: RewardRecipe) -> list[Tensor]:
+    """The weighted sum of the shaped aspects, or what takes its place, before any gate. -> B x (T_i,)."""
+    if recipe.length_mean is not None:
+        return length_rewards(measured.lengths, recipe.length_mean)
+    if not measured.aspects:
+        return [torch.zeros(length) for length in measured.lengths]
+    shaped = {
+        name: aspect_rewards(score, measured.lengths, recipe.sigmoid_shaping)
+        for name, score in measured.aspects.items()
+    }
+    return weigh_aspects(shaped, recipe.weights)
+
+
+def aspect_rewards(score: TokenScore, lengths: list[int], sigmoid_shaping: bool) -> list[Tensor]:
+    """One aspect's value on each response token, shaped but not weighed; 0 on tokens that carry none. -> B x (T_i,).
+
+    Values that meet on a token are shaped, then added.
+    """
+    rewards = [torch.zeros(length) for length in lengths]
+    for row, tokens, values in zip(rewards, score.tokens, score.values, strict=True):
+        shaped = sigmoid_shape(values) if sigmoid_shaping else values
+        row.index_add_(0, tokens, shaped.float())
+    return rewards
 
 
 def sigmoid_shape(x: Tensor) -> Tensor:
@@ -68,13 +109,12 @@ def open_gate(holistic: Tensor, too_short: Tensor, threshold: float) -> Tensor:
     return gate.masked_fill(too_short, 0.0)
 
 
-def weigh_aspects(aspects: dict[str, AspectScore], weights: dict[str, float]) -> list[Tensor]:
+def weigh_aspects(rewards: dict[str, list[Tensor]], weights: dict[str, float]) -> list[Tensor]:
     """Per response, sum over aspects of weight * rewards. -> B x (T_i,). An aspect of weight 0 takes no part."""
-    batches = [(weights[name], score.rewards) for name, score in aspects.items()]
-    total = [torch.zeros_like(rewards) for rewards in batches[0][1]]
-    for weight, rewards in batches:
-        if weight != 0:
-            total = [t + weight * r for t, r in zip(total, rewards, strict=True)]
+    total = [torch.zeros_like(row) for row in next(iter(rewards.values()))]
+    for name, rows in rewards.items():
+        if weights[name] != 0:
+            total = [t + weights[name] * row for t, row in zip(total, rows, strict=True)]
     return total
 
 
@@ -83,10 +123,10 @@ def length_rewards(lengths: list[int], length_mean: float) -> list[Tensor]:
     return [_on_last_token(length, length / length_mean) for length in lengths]
 
 
-def combine_rewards(aspect_rewards: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe) -> Payment:
+def combine_rewards(aspects: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe) -> Payment:
     """What each response is paid: the aspects if the recipe lets them in, and w_h * h on the last token.
 
-    aspect_rewards B x (T_i,), holistic (B,) float64 normalised, too_short (B,) bool.
+    aspects B x (T_i,), holistic (B,) float64 normalised, too_short (B,) bool.
 
     holistic_only: w_h * h. aspect_only: aspects. weighted_sum: both. hierarchical: both if the gate is open, else
     w_h * h alone. A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type.
@@ -105,14 +145,13 @@ def combine_rewards(aspect_rewards: list[Tensor], holistic: Tensor, too_short: T
         paid_holistic = torch.where(too_short, paid_holistic, 0.0)
     # an aspect that is left out must leave no trace, and 0 * NaN would be one
     paid_aspects = [
-        torch.zeros(len(aspects)) if part == 0 else part * aspects.float().cpu()
-        for aspects, part in zip(aspect_rewards, share.tolist(), strict=True)
+        torch.zeros(len(row)) if part == 0 else part * row.float().cpu()
+        for row, part in zip(aspects, share.tolist(), strict=True)
     ]
     rewards = [
-        aspects + _on_last_token(len(aspects), value)
-        for aspects, value in zip(paid_aspects, paid_holistic.tolist(), strict=True)
+        row + _on_last_token(len(row), value) for row, value in zip(paid_aspects, paid_holistic.tolist(), strict=True)
     ]
-    return Payment(rewards, paid_aspects, paid_holistic, gate)
+    return Payment(rewards, paid_aspects, paid_holistic, gate, holistic)
 
 
 def _on_last_token(length: int, value: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The carriers that pass through one training iteration: rollout -> aspect scores -> reward scores."""
+"""The carriers that pass through one training iteration: rollout -> measured -> payment."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     import torch
 
 REWARD_TYPES = ("hierarchical", "holistic_only", "aspect_only", "weighted_sum")
+
+# of one answer: a number, (start, end, value) spans of its characters, or None if the aspect does not apply to it
+Score = float | list[tuple[int, int, float]] | None
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,32 @@ class Rollout:
 
 @dataclass(frozen=True)
 class AspectScore:
-    """One aspect on one rollout."""
+    """What one aspect finds in B answers. Nothing is weighed, shaped or placed on tokens."""
 
-    rewards: list[torch.Tensor]  # B x (T_i,) float32, on response tokens, already shaped, not yet weighted
-    metrics: dict[str, list[float]]  # name -> B values (rates, counts, raw scores)
+    scores: list[Score]  # B
+    metrics: dict[str, list[float | None]]  # name -> B values (rates, counts, normalised scores)
+    raw: list[float | None] | None = None  # B numbers for a calibration to describe; None: those of the first metric
+    elsewhere: float | None = None  # the value of each token that no span touches; None: such tokens carry none
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One aspect on B responses, placed on their tokens."""
+
+    tokens: list[torch.Tensor]  # B x (K_i,) int64: the tokens that carry a value; one can stand there more than once
+    values: list[torch.Tensor]  # B x (K_i,) float64: their values, which add up on a token
+    metrics: dict[str, list[float | None]]  # name -> B values
+    raw: list[float | None]  # B numbers for a calibration to describe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that reward models and aspects find in one rollout, before anything is paid."""
+
+    lengths: list[int]  # B response tokens, EOS among them
+    too_short: torch.Tensor  # (B,) bool
+    holistic: torch.Tensor | None  # (B,) float32, raw scores; None if nobody asked for them
+    aspects: dict[str, TokenScore]  # the aspects that were computed
 
 
 @dataclass(frozen=True)
@@ -39,14 +64,4 @@ class Payment:
     aspects: list[torch.Tensor]  # B x (T_i,) float32, weighted and gated: as paid
     holistic: torch.Tensor  # (B,) float64, w_h * h as paid; 0 if it was left out
     gate: torch.Tensor  # (B,) float64: 1 open, 0 closed, NaN if the holistic score is not finite
-
-
-@dataclass(frozen=True)
-class RewardScores:
-    """One rollout, scored and paid."""
-
-    payment: Payment
-    holistic: torch.Tensor  # (B,) float64, z-normalised
-    metrics: dict[str, list[float]]  # name -> B values
-    raw: torch.Tensor  # (B,) float32, the holistic model's scores
-    aspects: dict[str, AspectScore]  # the aspects that were computed
+    h: torch.Tensor  # (B,) float64, the z-normalised holistic score

@@ -35,3 +35,8 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
         cells = ["" if column.get(metric) is None else f"{column[metric]:.4f}" for column in columns.values()]
         table.add_row(metric, *cells)
     Console().print(table)
+
+
+def cut_inputs(model: str) -> str:
+    """The line that counts inputs which were too long for a reward model."""
+    return f"inputs cut to what the {model} reward model takes"

@@ -61,9 +61,24 @@ def open_share(text: str) -> float:
     return value
 
 
+def nonnegative_float(text: str) -> float:
+    value = finite_float(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def unit_share(text: str) -> float:
+    value = finite_float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
 # argparse names the type in its message: "invalid int value"
 positive_int.__name__ = seed_value.__name__ = "int"
 positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"
+nonnegative_float.__name__ = unit_share.__name__ = "float"
 
 
 def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:

@@ -5,6 +5,7 @@ A span is a (start, end) pair of character offsets, end excluded.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import re
@@ -231,9 +232,15 @@ class Splitter:
     def __init__(self, name: str):
         self.name = find_splitter(name)
         self._split = None
+        self._last: tuple[list[str], list[list[Span]]] = ([], [])  # two aspects ask for the same answers in turn
 
     def __call__(self, texts: list[str]) -> list[list[Span]]:
         """Parse each text once. -> per text, the spans of its sentences in order, trailing white space left out."""
+        if texts != self._last[0]:
+            self._last = (list(texts), self._sentences(texts))
+        return self._last[1]
+
+    def _sentences(self, texts: list[str]) -> list[list[Span]]:
         if self._split is None:
             logger.info("sentence splitter: %s", self.name)
             self._split = _pysbd_splitter() if self.name == "pysbd" else _spacy_splitter(self.name)
@@ -243,10 +250,11 @@ class Splitter:
         ]
 
 
+@functools.cache
 def make_splitter(name: str) -> Splitter:
     """A splitter by name: a spaCy pipeline, "pysbd", or "sentencizer" (spaCy's punctuation rule, no model).
 
-    Found at once (UserError where absent), loaded at the first call.
+    Found at once (UserError if absent), loaded at the first call. One name gives one splitter.
     """
     return Splitter(name)
 

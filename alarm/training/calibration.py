@@ -5,12 +5,14 @@ Written by `python -m alarm.calibrate`, read by `train_ppo.py --calibration`. Lo
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ..api import Task
 from ..common.errors import UserError
 from ..common.files import is_finite_number, is_text, read_json
 from ..common.identity import Seen, difference, model_identity
@@ -21,27 +23,22 @@ KIND, VERSION = "alarm calibration", 1
 THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.6, 1.0)  # of the z-normalised score
 BOOTSTRAP_SAMPLES = 1000
 
-# flag -> the reward and the statistic that it is
-CONSTANTS = {
-    "qa": {
-        "ultra_mean": ("holistic", "mean"),
-        "ultra_std": ("holistic", "std"),
-        "length_mean": ("length", "mean"),
-        "completeness_reward_mean": ("completeness", "mean"),
-        "completeness_reward_std": ("completeness", "std"),
-    },
-    "mt": {
-        "ultra_mean": ("holistic", "mean"),
-        "ultra_std": ("holistic", "std"),
-        "length_mean": ("length", "mean"),
-        "readability_mean": ("readability", "mean"),
-        "readability_std": ("readability", "std"),
-    },
-}
-# rewards that training divides by their standard deviation
-NORMALISED = {reward for flags in CONSTANTS.values() for reward, statistic in flags.values() if statistic == "std"}
 # what training watches for drift: column of its samples -> reward
 WATCHED = {"holistic_reward": "holistic", "response_length": "length"}
+
+
+def constants_of(task: Task) -> dict[str, tuple[str, str]]:
+    """Flag of train_ppo.py -> the reward and the statistic of it that can take the flag's place."""
+    found = {"ultra_mean": ("holistic", "mean"), "ultra_std": ("holistic", "std"), "length_mean": ("length", "mean")}
+    for aspect in task.aspects:
+        found |= {flag.name: (aspect.name, flag.statistic) for flag in aspect.flags if flag.statistic}
+    return found
+
+
+def normalised(task: Task) -> set[str]:
+    """The rewards that training divides by their standard deviation."""
+    return {reward for reward, statistic in constants_of(task).values() if statistic == "std"}
+
 
 # --- scores -> numbers -----------------------------------------------------------------------------------------------
 
@@ -106,7 +103,7 @@ class Calibration:
     """A calibration file that was read and checked."""
 
     path: str
-    task: str  # qa or mt
+    task: Task
     rewards: dict[str, dict]  # name -> describe()
     models: dict[str, dict]  # policy and reward models -> model_identity()
     settings: dict  # how the responses were sampled
@@ -114,7 +111,7 @@ class Calibration:
     @property
     def constants(self) -> dict[str, float]:
         """Flag of train_ppo.py -> the number that takes its place."""
-        wanted = CONSTANTS[self.task].items()
+        wanted = constants_of(self.task).items()
         return {flag: self.rewards[name][statistic] for flag, (name, statistic) in wanted if name in self.rewards}
 
     def threshold(self, q: float) -> float:
@@ -136,7 +133,7 @@ class Calibration:
         return found
 
 
-def read_calibration(path: str | Path, task: str) -> Calibration:
+def read_calibration(path: str | Path, task: Task) -> Calibration:
     """Read a file of alarm.calibrate. UserError where it is none, is of another task, or holds unusable numbers."""
     mend = "write one with `python -m alarm.calibrate`"
     try:
@@ -147,8 +144,10 @@ def read_calibration(path: str | Path, task: str) -> Calibration:
         raise UserError(f"--calibration {path} is not a calibration; {mend}")
     if content.get("version") != VERSION:
         raise UserError(f"--calibration {path} has version {content.get('version')}, not {VERSION}; {mend} again")
-    if content.get("task") != task:
-        raise UserError(f"--calibration {path} is one of task {content.get('task')}, not of {task}; {mend} for {task}")
+    if content.get("task") != task.name:
+        raise UserError(
+            f"--calibration {path} is one of task {content.get('task')}, not of {task.name}; {mend} for {task.name}"
+        )
     try:
         for part in ("rewards", "models", "settings"):
             _require(isinstance(content[part], dict), part)
@@ -162,7 +161,7 @@ def read_calibration(path: str | Path, task: str) -> Calibration:
         ) from None
     found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"])
     for name, described in found.rewards.items():
-        if problem := _contradiction(name, described):
+        if problem := _contradiction(described, name in normalised(task)):
             raise UserError(f"--calibration {path}: the numbers of {name} cannot be used ({problem}); {mend} again")
     if found.constants.get("length_mean", 1) <= 0:
         raise UserError(
@@ -199,7 +198,7 @@ def _check_identity(identity: dict) -> None:
         _check_identity(identity["base"])
 
 
-def _contradiction(name: str, described: dict) -> str | None:
+def _contradiction(described: dict, is_normalised: bool) -> str | None:
     """What is wrong with numbers that no N scores can have together; None if nothing is.
 
     Of any N scores within a range R: the least <= mean <= the greatest, and R / sqrt(2 N) <= std <= R / 2.
@@ -213,7 +212,7 @@ def _contradiction(name: str, described: dict) -> str | None:
         return f"n is {n}"
     if std < 0 or min(errors) < 0:
         return "a deviation is negative"
-    if name in NORMALISED and std == 0:
+    if is_normalised and std == 0:
         return "std is 0"
     least, greatest = percentiles[0], percentiles[100]
     rounding = 1e-5 * max(abs(least), abs(greatest))  # scores are float32, and a std within their rounding is 0
@@ -226,8 +225,19 @@ def _contradiction(name: str, described: dict) -> str | None:
     return None
 
 
+def calibrated_models(task: Task, args: argparse.Namespace, rewards: Iterable[str]) -> dict[str, str | Path]:
+    """The model of each of these rewards that has one: its folder or hub name."""
+    models = {}
+    if "holistic" in rewards and args.holistic_model is not None:
+        models["holistic"] = args.holistic_model
+    for aspect in task.aspects:
+        own = list(aspect.models(args).values()) if aspect.name in rewards else []
+        models |= {aspect.name if len(own) == 1 else f"{aspect.name} {i + 1}": model for i, model in enumerate(own)}
+    return models
+
+
 def use_calibration(
-    args, task: str, policy: str, limits: tuple[int, int], seen: Seen | None = None
+    args, task: Task, policy: str, limits: tuple[int, int], seen: Seen | None = None
 ) -> dict[str, Scale]:
     """Check that --calibration is one of the models of this run, and say what it replaces. -> what to watch for drift.
 
@@ -238,11 +248,7 @@ def use_calibration(
     if args.calibration is None:
         return {}
     calibration = read_calibration(args.calibration, task)
-    models = {"policy": policy, "holistic": args.holistic_model}
-    if task == "qa":
-        from ..tasks.qa.aspects import MODEL_FOLDERS
-
-        models["completeness"] = Path(args.reward_model_dir) / MODEL_FOLDERS["completeness"]
+    models = {"policy": policy} | calibrated_models(task, args, normalised(task))
     lines = []
     # the main process speaks for all: hashing a large model takes a minute
     for role, name in models.items() if is_main_process() else ():
@@ -267,7 +273,9 @@ def use_calibration(
         lines.append(f"note: it is of at most {calibrated} tokens of prompt and response, this run of {limits}")
     taken = [f"{name} {value:.6g}" for name, value in calibration.constants.items()]
     lines.insert(0, f"calibration {args.calibration}: {', '.join(taken) or 'nothing that replaces a constant'}")
-    if kept := [f"{name} {getattr(args, name):.6g}" for name in CONSTANTS[task] if name not in calibration.constants]:
+    if kept := [
+        f"{name} {getattr(args, name):.6g}" for name in constants_of(task) if name not in calibration.constants
+    ]:
         lines.append(f"not in the calibration, so as before: {', '.join(kept)}")
     if args.threshold_quantile is not None:
         gate, share = args.hierarchical_threshold, 1 - args.threshold_quantile

@@ -1,29 +1,97 @@
-"""The flags that both train_ppo.py share, with the task's own defaults, and the checks that need no model."""
+"""The flags of train_ppo.py for a task, and the checks that need no model."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from trl.config import TRACKERS
+from trl.config import KL_PENALTIES, TRACKERS
 from trl.paths import check_base
 
+from ..api import Flag, Task
 from ..common.errors import UserError
 from ..common.files import check_writable, read_json
-from ..common.flags import check_model_name, finite_float, open_share, positive_float, positive_int, seed_value
+from ..common.flags import (
+    check_model_name,
+    finite_float,
+    nonnegative_float,
+    open_share,
+    positive_float,
+    positive_int,
+    seed_value,
+    unit_share,
+)
 from ..types import REWARD_TYPES
 from .run import check_trained_base
 
-HOLISTIC_MAX_TOKENS = {"qa": 1230, "mt": 300}  # prompt and answer together
+# defaults of the flags for which a task can have its own (Task.defaults). The constants of PPO are TRL's, which the
+# paper kept; gradient clipping is new
+DEFAULTS = {
+    "policy_ckpt": None,
+    "train_file": None,
+    "dev_file": None,
+    "test_file": None,
+    "holistic_model": "openbmb/UltraRM-13b",
+    "hierarchical_threshold": 0.0,
+    "holistic_reward_weight": 1.0,
+    "ultra_mean": 0.0,
+    "ultra_std": 1.0,
+    "length_mean": 1.0,
+    "lr": 2e-4,
+    "outer_epoch": 1,
+    "batch_size": 16,
+    "mini_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "n_ppo_epoch_per_rollout": 4,
+    "kl_threshold": 0.1,
+    "init_kl_coef": 0.2,
+    "kl_control": "adaptive",
+    "kl_penalty": "kl",
+    "kl_target": 6.0,
+    "kl_horizon": 10000.0,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.1,
+    "ratio_threshold": 10.0,
+    "max_grad_norm": 1.0,
+    "lora_r": 16,
+    "lora_alpha": 32.0,
+    "lora_dropout": 0.05,
+    "eval_interval": 10,
+    "eval_batch_size": 32,
+    "rm_max_batch_size": 8,
+}
 
 
-def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
-    """Add what both tasks share. `defaults` holds a value for each flag whose default is the task's own."""
+def add_flag(flags: argparse.ArgumentParser, flag: Flag) -> None:
+    """Add a constant of a task or an aspect."""
+    flags.add_argument(f"--{flag.name}", type=flag.kind, default=flag.default, help=flag.help, choices=flag.choices)
+
+
+def add_reward_flags(flags: argparse.ArgumentParser, task: Task) -> None:
+    """Add a task's own flags, and for each aspect its weight and its constants."""
+    for flag in task.flags:
+        add_flag(flags, flag)
+    for aspect in task.aspects:
+        add_flag(flags, Flag(aspect.flag, aspect.weight, f"weight of the {aspect.name} reward"))
+        for flag in aspect.flags:
+            add_flag(flags, flag)
+
+
+def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
+    """Add all flags of train_ppo.py, with the task's own defaults."""
+    defaults = DEFAULTS | dict(task.defaults)
+    if task.holistic is not None:
+        defaults["holistic_model"] = None
+    defaults |= {"max_input_len": task.max_input_len, "max_generated_len": task.max_generated_len}
 
     def add(name: str, help: str, kind: type = str, **kwargs) -> None:
-        flags.add_argument(
-            f"--{name}", type=kind, default=kwargs.pop("default", defaults.get(name)), help=help, **kwargs
-        )
+        if name not in task.replaces:
+            flags.add_argument(
+                f"--{name}", type=kind, default=kwargs.pop("default", defaults.get(name)), help=help, **kwargs
+            )
 
     def switch(name: str, help: str) -> None:
         flags.add_argument(f"--{name}", action="store_true", help=help)
@@ -52,7 +120,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")
     add("hierarchical_threshold", "z-normalised holistic reward from which aspect rewards count", finite_float)
     add("holistic_reward_weight", "weight of the holistic reward", finite_float)
-    add("holistic_model", "preference reward model: a folder or a hub name", default="openbmb/UltraRM-13b")
+    add("holistic_model", "preference reward model: a folder or a hub name")
     add("ultra_mean", "mean of the holistic model's raw scores", finite_float)
     add("ultra_std", "standard deviation of the holistic model's raw scores", positive_float)
     add("length_mean", "mean response length in tokens, for --length_reward", positive_float)
@@ -69,9 +137,16 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     )
 
     add("lr", "learning rate", positive_float)
+    add("outer_epoch", "passes over the train file", positive_int)
+    add("max_input_len", "prompt tokens; longer prompts are cut", positive_int)
+    add("max_generated_len", "answer tokens", positive_int)
     add("batch_size", "prompts per process and PPO step; with --test, per generation batch", positive_int)
     add("mini_batch_size", "responses per forward and backward pass", positive_int)
     add("gradient_accumulation_steps", "mini-batches per optimizer step", positive_int)
+    add("lora_r", "rank of fresh LoRA adapters", positive_int)
+    add("lora_alpha", "LoRA adapters are multiplied by --lora_alpha / --lora_r", positive_float)
+    add("lora_dropout", "share of their inputs that LoRA adapters drop in updates", unit_share)
+    switch("no_lora", "train all weights of a policy that has no adapter, instead of fresh LoRA adapters")
     add(
         "lora_targets",
         "layers that get fresh LoRA adapters: ends of module names, separated by commas (default: PEFT's for this type "
@@ -83,6 +158,18 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
         "the passes over a batch end early when KL from the rollout policy exceeds 1.5 times this",
         positive_float,
     )
+    add("init_kl_coef", "reward per nat of KL from the start policy, at the start", nonnegative_float)
+    add("kl_control", "adaptive: move the coefficient until KL meets --kl_target", choices=("adaptive", "fixed"))
+    add("kl_target", "with --kl_control adaptive: nats of KL per response to reach", positive_float)
+    add("kl_horizon", "with --kl_control adaptive: samples in which the coefficient moves by a fifth", positive_float)
+    add("kl_penalty", "how the KL of a token is estimated", choices=KL_PENALTIES)
+    add("gamma", "discount per token", unit_share)
+    add("lam", "lambda of generalised advantage estimation", unit_share)
+    add("cliprange", "clip of the probability ratio around 1", positive_float)
+    add("cliprange_value", "clip of the value around its value at rollout", positive_float)
+    add("vf_coef", "weight of the value loss", nonnegative_float)
+    add("ratio_threshold", "an optimizer step is left out if the mean probability ratio passes this", positive_float)
+    add("max_grad_norm", "2-norm to which gradients are clipped (0: no clipping)", nonnegative_float)
     add("eval_interval", "PPO steps between evaluations on the dev file (0: none)", int)
     add("eval_batch_size", "prompts per generation batch on the dev file", positive_int)
     add("rm_max_batch_size", "texts per forward pass of a reward model", positive_int)
@@ -108,12 +195,13 @@ def add_ppo_flags(flags: argparse.ArgumentParser, defaults: dict) -> None:
     )
     add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)
     add("keep_checkpoints", "how many of the newest checkpoints to keep", positive_int, default=2)
+    add_reward_flags(flags, task)
 
 
-def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: str) -> argparse.Namespace:
+def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -> argparse.Namespace:
     """Parse, with the numbers of --calibration and --threshold_quantile in place of the defaults.
 
-    task: qa or mt. Raises UserError for a file that cannot be used, and where a number of it is also given by its flag.
+    Raises UserError for a file that cannot be used, and where a number of it is also given by its flag.
     """
     args = flags.parse_args(argv)
     if args.calibration is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from trl.generation import GREEDY, SAMPLING
 from ..common.console import say_counts, show
 from ..common.errors import ServiceError, UserError
 from ..common.files import write_json
-from ..rewards import RewardRecipe, combine_rewards, length_rewards, normalise_holistic, weigh_aspects
-from ..types import AspectScore, RewardScores, Rollout
+from ..rewards import RewardRecipe, combine
+from ..scoring import Scorer, measure, metrics_of
+from ..types import Measured, Payment, Rollout
 from .diagnostics import Scale, aspect_share, pearson, update_drift
 from .rollout import Prompt, deal_batches, generator, resample_empty, sample_rollout
 from .run import Run, finite
@@ -31,48 +33,7 @@ if TYPE_CHECKING:
 
     from trl import PPOTrainer
 
-Aspects = Callable[[Rollout, Iterable[str]], dict[str, AspectScore]]  # the named aspects on one rollout
-Holistic = Callable[[list[str], list[str]], torch.Tensor]  # prompts, answers -> (B,) raw scores
-
 MAX_SKIPPED_IN_A_ROW = 3
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """What turns a rollout into rewards."""
-
-    aspects: Aspects
-    aspect_names: tuple[str, ...]
-    holistic: Holistic
-    recipe: RewardRecipe
-    truncated: Callable[[], dict[str, int]]  # reward model -> inputs that it had to cut so far, on this process
-    counts: Callable[[], dict[str, int]] = dict  # what else deserves a line at the end -> how often, on this process
-
-    def names_that_count(self) -> tuple[str, ...]:
-        """The aspects whose values reach the reward; the others need not be computed to train."""
-        if self.recipe.reward_type == "holistic_only" or self.recipe.length_mean is not None:
-            return ()
-        return tuple(name for name in self.aspect_names if self.recipe.weights[name] != 0)
-
-
-def score(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> RewardScores:
-    """Aspects -> holistic -> combine. `names`: the aspects to compute, whether or not they weigh anything."""
-    recipe = scorer.recipe
-    lengths = [len(ids) for ids in rollout.response_ids]
-    aspects = scorer.aspects(rollout, names)
-    raw = scorer.holistic(rollout.queries, rollout.responses)
-    holistic = normalise_holistic(raw, recipe.holistic_mean, recipe.holistic_std, rollout.too_short)
-    if recipe.length_mean is not None:
-        aspect_rewards = length_rewards(lengths, recipe.length_mean)
-    elif aspects:
-        aspect_rewards = weigh_aspects(aspects, recipe.weights)
-    else:
-        aspect_rewards = [torch.zeros(length) for length in lengths]
-    metrics = {"holistic_reward": holistic.tolist(), "response_length": lengths}
-    for aspect in aspects.values():
-        metrics |= aspect.metrics
-    payment = combine_rewards(aspect_rewards, holistic, rollout.too_short, recipe)
-    return RewardScores(payment, holistic, metrics, raw, aspects)
 
 
 # --- evaluation: the dev file during training and --test are the same thing ------------------------------------------
@@ -83,6 +44,7 @@ def evaluate(
     generate: Callable[[list[torch.Tensor]], list[torch.Tensor]],
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
+    recipe: RewardRecipe,
     accelerator: Accelerator,
     batch_size: int,
     title: str,
@@ -93,29 +55,53 @@ def evaluate(
     Each batch is the same, with the same random state where `sampling_seed` is given, whatever the number of
     processes, and so are the records.
     """
-    mine = deal_batches(prompts, batch_size, accelerator.process_index, accelerator.num_processes)
     records = []
     with failing_together(accelerator):
-        for number, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
-            if sampling_seed is not None:
-                torch.manual_seed(sampling_seed + number)
-            rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batch])
-            # an empty answer is scored as it stands: the penalty and the second try belong to training
-            rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
-            scores = score(rollout, scorer, scorer.aspect_names)
+        for batch, rollout, measured in answered(
+            prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
+        ):
+            payment = combine(measured, recipe)
+            metrics = metrics_of(measured, payment)
             for k, i in enumerate(batch):
                 record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
-                record |= {name: values[k] for name, values in scores.metrics.items()}
-                record["total_reward"] = scores.payment.rewards[k].sum().item()
+                record |= {name: values[k] for name, values in metrics.items()}
+                record["total_reward"] = payment.rewards[k].sum().item()
                 records.append(record)
     records = gather_object(records)
     return sorted(records, key=lambda record: (record["query"], record["index"]))
 
 
-def means(records: list[dict]) -> dict[str, float]:
-    """The mean of every number in the records."""
-    names = [name for name, value in records[0].items() if isinstance(value, int | float) and name != "index"]
-    return {name: sum(record[name] for record in records) / len(records) for name in names}
+def answered(
+    prompts: list[Prompt],
+    generate: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    accelerator: Accelerator,
+    batch_size: int,
+    title: str,
+    sampling_seed: int | None,
+) -> Iterator[tuple[list[int], Rollout, Measured]]:
+    """This process's batches of `prompts`, answered and measured: their numbers, the rollout, all aspects of `scorer`."""
+    mine = deal_batches(prompts, batch_size, accelerator.process_index, accelerator.num_processes)
+    for number, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        if sampling_seed is not None:
+            torch.manual_seed(sampling_seed + number)
+        rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batch])
+        # an empty answer is scored as it stands: the penalty and the second try belong to training
+        rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
+        yield batch, rollout, measure(rollout, scorer, scorer.aspects)
+
+
+def means(records: list[dict]) -> dict[str, float | None]:
+    """The mean of every number in the records. None is no number: such a record has no part in that mean."""
+    names = [name for name, value in records[0].items() if not isinstance(value, str) and name != "index"]
+    return {name: mean([record[name] for record in records]) for name in names}
+
+
+def mean(values: list[float | None]) -> float | None:
+    """The mean of the values that are not None; None if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -125,12 +111,13 @@ def train(
     ppo: PPOTrainer,
     run: Run,
     scorer: Scorer,
+    recipe: RewardRecipe,
     tokenizer: PreTrainedTokenizerBase,
     dev_prompts: list[Prompt],
     sampling: dict,
     greedy: dict,
     total_steps: int,
-    args,
+    args: Namespace,
     scales: dict[str, Scale],
 ) -> dict:
     """Train to `total_steps`, from the run's last checkpoint where there is one. Returns the loop's final state.
@@ -162,6 +149,7 @@ def train(
             generator(ppo, **greedy),
             tokenizer,
             scorer,
+            recipe,
             accelerator,
             args.eval_batch_size,
             title=f"dev, step {state['step']}",
@@ -183,10 +171,11 @@ def train(
         rollout = resample_empty(rollout, generate, tokenizer)
         generated = time.perf_counter()
         with failing_together(accelerator):
-            scores = score(rollout, scorer, scorer.names_that_count())
+            measured = measure(rollout, scorer, recipe.paid_aspects)
+        payment = combine(measured, recipe)
         scored = time.perf_counter()
-        stats = ppo.step(rollout.query_ids, rollout.response_ids, scores.payment.rewards)
-        samples = gather_samples(rollout, scores, accelerator)
+        stats = ppo.step(rollout.query_ids, rollout.response_ids, payment.rewards)
+        samples = gather_samples(rollout, measured, payment, accelerator)
         row = training_row(samples, stats)
         row |= {
             "time/generate": generated - started,
@@ -206,7 +195,7 @@ def train(
         progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
         progress.update()
         if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-            stop_on_nonfinite(run, rollout, scores, accelerator)
+            stop_on_nonfinite(run, rollout, payment, accelerator)
 
     def due(interval: int) -> bool:
         return bool(interval) and (state["step"] % interval == 0 or state["step"] == total_steps)
@@ -322,10 +311,11 @@ def improves(found: dict[str, float], best: dict[str, float] | None) -> bool:
 NOT_METRICS = ("response_length", "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid")
 
 
-def gather_samples(rollout: Rollout, scores: RewardScores, accelerator: Accelerator) -> dict[str, list[float]]:
+def gather_samples(
+    rollout: Rollout, measured: Measured, payment: Payment, accelerator: Accelerator
+) -> dict[str, list[float | None]]:
     """Name -> a value for each response of the union batch. Metrics of one step, what was paid, and the gate."""
-    values = dict(scores.metrics)
-    payment = scores.payment
+    values = metrics_of(measured, payment)
     values["reward"] = [rewards.sum().item() for rewards in payment.rewards]
     values["gate_rate"] = payment.gate.tolist()
     values["empty_rate"] = rollout.too_short.float().tolist()
@@ -349,7 +339,7 @@ def training_row(samples: dict[str, list[float]], stats: dict) -> dict[str, floa
     Means of the samples; `aspect_share`, the aspects' part of the reward that was paid, by size; `length_correlation/X`
     of the metrics X with the response length, over the responses with text (None where it is not defined).
     """
-    row = {name: sum(values) / len(values) for name, values in samples.items()}
+    row = {name: mean(values) for name, values in samples.items()}
     row["aspect_share"] = aspect_share(samples["aspect_paid"], samples["holistic_paid"])
     texts = with_text(samples)
     for name, values in texts.items():
@@ -362,12 +352,12 @@ def training_row(samples: dict[str, list[float]], stats: dict) -> dict[str, floa
     return row | {name: stats[key] for name, key in chosen.items() if key in stats}
 
 
-def stop_on_nonfinite(run: Run, rollout: Rollout, scores: RewardScores, accelerator: Accelerator) -> None:
+def stop_on_nonfinite(run: Run, rollout: Rollout, payment: Payment, accelerator: Accelerator) -> None:
     """Save the batch that could not be trained on, and end the run."""
     rows = gather_object(
         [
             {"query": query, "response": response, "token_rewards": [str(x) for x in rewards.tolist()]}
-            for query, response, rewards in zip(rollout.queries, rollout.responses, scores.payment.rewards, strict=True)
+            for query, response, rewards in zip(rollout.queries, rollout.responses, payment.rewards, strict=True)
         ]
     )
     target = run.dir / "bad_batch.json"
@@ -381,35 +371,35 @@ def stop_on_nonfinite(run: Run, rollout: Rollout, scores: RewardScores, accelera
 
 # --- the two ways to use a train_ppo.py ------------------------------------------------------------------------------
 
-# names in the published generation files, where they differ from ours
-PUBLISHED_NAMES = {"relevance_rate": "verbosity_rate"}
 NOT_PUBLISHED = ("index", "total_reward")
 
 
 def run_test(
     ppo: PPOTrainer,
     scorer: Scorer,
+    recipe: RewardRecipe,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
-    max_new_tokens: int,
-    args,
+    args: Namespace,
 ) -> None:
     """Answer and score `prompts`; write the records to the JSON file at args.save_dir, and show their means."""
-    settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": max_new_tokens}
+    settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": args.max_generated_len}
     started = time.perf_counter()
     records = evaluate(
         prompts,
         generator(ppo, **settings),
         tokenizer,
         scorer,
+        recipe,
         ppo.accelerator,
         args.batch_size,
         title="test",
         sampling_seed=args.seed if args.test_do_sample else None,
     )
     if ppo.accelerator.is_main_process:
+        keys = {metric.name: metric.key for metric in scorer.task.metrics}
         published = [
-            {PUBLISHED_NAMES.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
+            {keys.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
             for record in records
         ]
         write_json(args.save_dir, [finite(record) for record in published])
@@ -418,28 +408,29 @@ def run_test(
         unscored = sum(None in finite(record).values() for record in records)
         print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s")
         say_counts({"empty answers": empty, "answers with a score that is not finite (null in the file)": unscored})
-    say_counts(cut_inputs(scorer) | scorer.counts(), ppo.accelerator)
+    say_counts(scorer.counts(), ppo.accelerator)
 
 
 def run_training(
     ppo: PPOTrainer,
     run: Run,
     scorer: Scorer,
+    recipe: RewardRecipe,
     tokenizer: PreTrainedTokenizerBase,
     dev_prompts: list[Prompt],
-    max_new_tokens: int,
-    epochs: int,
-    args,
+    args: Namespace,
     scales: dict[str, Scale] | None = None,
 ) -> None:
-    """Train for `epochs` passes over the trainer's data set, or args.max_steps; show how the dev means moved.
+    """Train for args.outer_epoch passes over the trainer's data set, or args.max_steps; show how the dev means moved.
 
     `scales`: what a calibration says of holistic_reward and response_length, to warn when they drift from it.
     """
-    limit = {"max_new_tokens": max_new_tokens}
-    steps = args.max_steps or epochs * len(ppo.dataloader)
+    limit = {"max_new_tokens": args.max_generated_len}
+    steps = args.max_steps or args.outer_epoch * len(ppo.dataloader)
     started = time.perf_counter()
-    state = train(ppo, run, scorer, tokenizer, dev_prompts, SAMPLING | limit, GREEDY | limit, steps, args, scales or {})
+    state = train(
+        ppo, run, scorer, recipe, tokenizer, dev_prompts, SAMPLING | limit, GREEDY | limit, steps, args, scales or {}
+    )
     if ppo.accelerator.is_main_process:
         rows = run.read_log()
         columns = {}
@@ -454,9 +445,5 @@ def run_training(
         say_counts({"steps skipped for a reward or loss that was not finite": skipped})
         if dev and not state["best"]:
             print("no evaluation on the dev file had a finite total reward: there is no best policy")
-    say_counts(cut_inputs(scorer) | scorer.counts(), ppo.accelerator)
+    say_counts(scorer.counts(), ppo.accelerator)
     ppo.accelerator.end_training()
-
-
-def cut_inputs(scorer: Scorer) -> dict[str, int]:
-    return {f"inputs cut to what the {name} reward model takes": n for name, n in scorer.truncated().items()}

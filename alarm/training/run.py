@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,8 +113,10 @@ class Run:
     # flags that name a file which is read as it is
     FILES = ("train_file", "dev_file", "calibration")
 
-    def __init__(self, save_dir: str | Path, args: dict):
+    def __init__(self, save_dir: str | Path, args: dict, constants: Iterable[str] = ()):
+        """constants: the flags that a calibration can stand for."""
         self.dir = Path(save_dir)
+        self.constants = tuple(constants)
         self.args = {name: value for name, value in args.items() if name not in ("test", "overwrite")}
         self.models: dict[str, str | Path] = {}  # flag -> folder or hub name
         self.inputs: dict = {
@@ -163,9 +165,7 @@ class Run:
         """The flags whose values come from the calibration file, if that is compared itself."""
         if self.args.get("calibration") is None or "calibration" not in self.inputs["hashes"]:
             return set()
-        from .calibration import CONSTANTS
-
-        return {"hierarchical_threshold"}.union(*CONSTANTS.values())
+        return {"hierarchical_threshold", *self.constants}
 
     def check_splits(self, dataset: str, splits: dict[str, Sequence[dict]]) -> None:
         """Compare the rows of the splits that come from --dataset, by their names, as `check` compares files."""

@@ -1,25 +1,14 @@
-"""What the scripts of machine translation share: the rows of each split, greedy translations, and their scores."""
+"""How good translations are: overlap with the references, readability."""
 
 from __future__ import annotations
 
 import warnings
 from typing import TYPE_CHECKING
 
-from .aspects import DATASET, load_rows, load_splits
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ...training.rollout import Prompt
-
-
-def load_parts(files: dict[str, str | None], source: str = DATASET) -> dict[str, list[dict]]:
-    """The rows of each named split (train, dev, test): of its file, or where that is None the split of `source`.
-
-    Raises UserError where something cannot be read.
-    """
-    splits = None if all(files.values()) else load_splits(source)
-    return {split: load_rows(path) if path else getattr(splits, split) for split, path in files.items()}
 
 
 def translate(

@@ -1,0 +1,211 @@
+"""Measure a rollout: the holistic score of each response, and each aspect on the response's tokens."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import torch
+
+from .api import HOLISTIC, LENGTH
+from .common.console import cut_inputs
+from .common.errors import ServiceError, UserError
+from .tasks.spans import Span, last_token_of, token_offsets, tokens_overlapping
+from .types import AspectScore, Measured, Payment, Rollout, Score, TokenScore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .api import Aspect, Loaded, Settings, Task
+
+Holistic = Callable[[Rollout], torch.Tensor]  # -> (B,) float32 raw scores
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What measures a rollout."""
+
+    holistic: Holistic | None  # None: nobody asks for it
+    aspects: dict[str, Loaded]  # by the aspect's name
+    task: Task
+    tokenizer: PreTrainedTokenizerBase  # the policy's
+
+    def counts(self) -> dict[str, int]:
+        """What deserves a line at the end of a run -> how often so far, on this process."""
+        found: dict[str, int] = {}
+        for part in (*self.aspects.values(), self.holistic):
+            found |= part.counts() if hasattr(part, "counts") else {}
+        return found
+
+    def close(self) -> None:
+        """Let go of what the aspects hold."""
+        for loaded in self.aspects.values():
+            if hasattr(loaded, "close"):
+                loaded.close()
+
+
+def load_scorer(task: Task, names: Iterable[str], settings: Settings, holistic: Holistic | None) -> Scorer:
+    """Load the named aspects. Raises UserError for a name that is no aspect, and if a model cannot be loaded."""
+    loaded = {name: task.aspect(name).load(settings) for name in names}
+    return Scorer(holistic, loaded, task, settings.tokenizer)
+
+
+def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
+    """The raw holistic score of each response and the named aspects: nothing weighed, nothing shaped.
+
+    Aspects read the text that the response's tokens decode to, so that a span of it lies on tokens.
+    Raises UserError for a score that cannot be placed, and if an aspect raises.
+    """
+    aspects = {}
+    if names := tuple(names):
+        decoded = [token_offsets(scorer.tokenizer, ids) for ids in rollout.response_ids]
+        read = replace(rollout, responses=[text for text, _ in decoded])
+    for name in names:
+        aspect = scorer.task.aspect(name)
+        aspects[name] = place(aspect, checked(aspect, scorer.aspects[name], read, scorer.task.source), decoded)
+    lengths = [len(ids) for ids in rollout.response_ids]
+    holistic = None if scorer.holistic is None else scorer.holistic(rollout)
+    return Measured(lengths, rollout.too_short, holistic, aspects)
+
+
+def checked(aspect: Aspect, loaded: Loaded, rollout: Rollout, source: str) -> AspectScore:
+    """What an aspect says of a rollout, with a value of each of its metrics.
+
+    Models (that is: what gives an AspectScore) may find NaN, which stays NaN. A function may not.
+    Raises UserError, naming the file and the aspect, for anything that is no score.
+    """
+    where = f"{source}: aspect {aspect.name!r}" if source else f"aspect {aspect.name!r}"
+    try:
+        found = loaded(rollout)
+    except (UserError, ServiceError):
+        raise
+    except Exception as error:
+        raise UserError(f"{where} raised {type(error).__name__}: {error}; fix its function") from error
+    scores = found.scores if isinstance(found, AspectScore) else found
+    count = len(rollout.responses)
+    if not isinstance(scores, list | tuple) or len(scores) != count:
+        got = f"{len(scores)} scores" if isinstance(scores, list | tuple) else type(scores).__name__
+        raise UserError(f"{where} returned {got} for {count} answers; return a list with one score for each answer")
+    if isinstance(found, AspectScore):
+        return found
+    scores = [_score(score, text, where) for score, text in zip(scores, rollout.responses, strict=True)]
+    metrics = {}
+    for metric in aspect.metrics:
+        value = metric.value or _number_or_count
+        metrics[metric.name] = [None if score is None else value(score) for score in scores]
+    return AspectScore(scores, metrics)
+
+
+def _number_or_count(score: Score) -> float:
+    return len(score) if isinstance(score, list) else score
+
+
+def _score(score: object, text: str, where: str) -> Score:
+    """`score` as plain numbers. UserError if it is none, or spans that are not in order inside `text`."""
+
+    def number(value: object) -> float:
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise UserError(f"{where} returned {value!r} for the answer {text[:60]!r}; return a finite number")
+        return float(value)
+
+    if score is None:
+        return None
+    if not isinstance(score, list | tuple):
+        return number(score)
+    spans, reached = [], 0
+    for span in score:
+        if not isinstance(span, list | tuple) or len(span) != 3 or not all(isinstance(at, int) for at in span[:2]):
+            raise UserError(f"{where} returned the span {span!r}; return (start, end, value), both ends whole numbers")
+        start, end, value = span
+        if not 0 <= start < end <= len(text):
+            raise UserError(
+                f"{where} returned the span {start} to {end} of an answer of {len(text)} characters; fix it"
+            )
+        if start < reached:
+            raise UserError(
+                f"{where} returned a span that starts at {start}, before {reached}, where one ended; sort them"
+            )
+        reached = end
+        spans.append((start, end, number(value)))
+    return spans
+
+
+def place(aspect: Aspect, found: AspectScore, decoded: list[tuple[str, list[Span]]]) -> TokenScore:
+    """Put scores on tokens. decoded: B texts, each with T_i spans of its tokens (`token_offsets`).
+
+    A number goes on the last token; a span's value on the last token of the span, or on each that it touches
+    (Aspect.pay). A response without tokens gets nothing.
+    """
+    tokens, values = [], []
+    for score, (_, offsets) in zip(found.scores, decoded, strict=True):
+        at = _places(score, offsets, aspect.pay, found.elsewhere)
+        tokens.append(torch.tensor([token for token, _ in at], dtype=torch.long))
+        values.append(torch.tensor([value for _, value in at], dtype=torch.float64))
+    raw = found.raw if found.raw is not None else found.metrics[aspect.metrics[0].name]
+    return TokenScore(tokens, values, found.metrics, raw)
+
+
+def _places(score: Score, offsets: list[Span], pay: str, elsewhere: float | None) -> list[tuple[int, float]]:
+    """(token, value) pairs of one response."""
+    if score is None or not offsets:
+        return []
+    if not isinstance(score, list):
+        return [(len(offsets) - 1, score)]
+    if pay == "last":
+        return [(last_token_of(offsets, (start, end)), value) for start, end, value in score]
+    paid = {} if elsewhere is None else dict.fromkeys(range(len(offsets)), elsewhere)
+    for start, end, value in score:
+        touched = (t for t in tokens_overlapping(offsets, (start, end)) if offsets[t][0] < offsets[t][1])
+        paid |= dict.fromkeys(touched, value)
+    return list(paid.items())
+
+
+def metrics_of(measured: Measured, payment: Payment) -> dict[str, list[float | None]]:
+    """Name -> B values: the normalised holistic reward, the length, and the metrics of the measured aspects."""
+    found = {HOLISTIC: payment.h.tolist(), LENGTH: measured.lengths}
+    for aspect in measured.aspects.values():
+        found |= aspect.metrics
+    return found
+
+
+class HolisticScorer:
+    """A preference model on the answers of a rollout. Loads it; raises UserError if it cannot be loaded."""
+
+    def __init__(self, name: str, max_length: int, batch_size: int, device, dtype):
+        from .models.holistic import HolisticModel
+
+        self.model = HolisticModel.load(name, device=device, dtype=dtype)
+        self.limits = {"max_length": max_length, "batch_size": batch_size}
+
+    def __call__(self, rollout: Rollout) -> torch.Tensor:
+        return self.model.score(rollout.queries, rollout.responses, **self.limits)
+
+    def counts(self) -> dict[str, int]:
+        return {cut_inputs("holistic"): self.model.truncated}
+
+
+class FunctionHolistic:
+    """A task's own function in place of a preference model."""
+
+    def __init__(self, task: Task):
+        self.function, self.where = task.holistic, f"{task.source}: `holistic`" if task.source else "`holistic`"
+
+    def __call__(self, rollout: Rollout) -> torch.Tensor:
+        found = self.function(rollout.queries, rollout.responses, rollout.examples)
+        if len(found) != len(rollout.responses):
+            raise UserError(
+                f"{self.where} returned {len(found)} numbers for {len(rollout.responses)} answers; return one for each"
+            )
+        return torch.tensor(found, dtype=torch.float32)
+
+
+def holistic_of(task: Task, args: Namespace, settings: Settings) -> Holistic:
+    """The holistic reward that the flags ask for: the task's function, or the model at --holistic_model."""
+    if args.holistic_model is None:
+        return FunctionHolistic(task)
+    placed = (settings.device, settings.dtype)
+    return HolisticScorer(args.holistic_model, task.holistic_max_tokens, args.rm_max_batch_size, *placed)

@@ -1,0 +1,103 @@
+"""What every train_ppo.py does, for a task: train a policy with PPO, or answer prompts and score them with --test."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..api import Settings, Task
+from ..common.errors import UserError
+from ..common.flags import check_model_name, parser
+from ..common.launch import check_launch, process_state
+from .calibration import constants_of, use_calibration
+from .flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
+from .run import Run
+
+
+def parse_args(task: Task, description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """All flags of a task's train_ppo.py."""
+    flags = parser(description)
+    add_ppo_flags(flags, task)
+    return parse_ppo_flags(flags, argv, task)
+
+
+def run_task(task: Task, args: argparse.Namespace) -> None:
+    """Train or test. Raises UserError for whatever a user can fix, as early as possible."""
+    # 1. what can be wrong without loading a model
+    if task.configure is not None:
+        task = task.configure(task, args)
+    check_ppo_flags(args)
+    check_launch()
+    rows = load_splits(task, args)
+    policy = resolve_policy(args.policy_ckpt, args.resume_anyway)
+    for aspect in task.aspects:
+        aspect.check(args)
+    if args.holistic_model is not None:
+        check_model_name(args.holistic_model, "--holistic_model")
+    run = Run(args.save_dir, vars(args), constants_of(task))
+    if not args.test:
+        run.check(args.resume, {"policy_ckpt": policy, **reward_models(task, args)})
+        if task.splits is not None:
+            unnamed = {split: part for split, part in rows.items() if not getattr(args, f"{split}_file")}
+            run.check_splits(source_of(task, args), unnamed)
+    limits = (args.max_input_len, args.max_generated_len)
+    scales = use_calibration(args, task, policy, limits, run.inputs["large_files"])
+
+    # 2. the prompts as the policy reads them
+    import torch
+
+    from ..rewards import RewardRecipe
+    from ..scoring import holistic_of, load_scorer
+    from .loop import run_test, run_training
+    from .policy import build_trainer, encode_splits, load_tokenizer
+
+    state = process_state()
+    tokenizer = load_tokenizer(policy)
+    sources = {split: getattr(args, f"{file_of(split, args)}_file") or source_of(task, args) for split in rows}
+    prompts = encode_splits(tokenizer, rows, task.prompt, args.max_input_len, sources)
+
+    # 3. the rewards, then the policy
+    settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
+    recipe = RewardRecipe.from_flags(args, task.weights(args))
+    scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
+    try:
+        ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
+
+        # 4. answer and score, or train
+        if args.test:
+            run_test(ppo, scorer, recipe, tokenizer, prompts["test"], args)
+        else:
+            run_training(ppo, run, scorer, recipe, tokenizer, prompts["dev"], args, scales)
+    finally:
+        scorer.close()
+
+
+def load_splits(task: Task, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """The rows of train and dev, or with --test of test. UserError for a file that is not named or cannot be read."""
+    splits = ["test"] if args.test else ["train", "dev"]
+    if task.splits is not None:
+        return {split: task.splits(args, [file_of(split, args)])[file_of(split, args)] for split in splits}
+    found = {}
+    for split in splits:
+        flag = f"{file_of(split, args)}_file"
+        if getattr(args, flag) is None:
+            raise UserError(f"--{flag} is not given; name the file of the {split} prompts")
+        found[split] = task.load(getattr(args, flag))
+    return found
+
+
+def file_of(split: str, args: argparse.Namespace) -> str:
+    """The split whose file is read for `split`: with --test_on_train, train for test."""
+    return "train" if args.test and args.test_on_train else split
+
+
+def source_of(task: Task, args: argparse.Namespace) -> str:
+    """Where rows come from for which no file is given."""
+    return getattr(args, "dataset", None) or task.source or task.name
+
+
+def reward_models(task: Task, args: argparse.Namespace) -> dict:
+    """Flag -> folder or hub name of each reward model that the numbers of a run depend on."""
+    models = {} if args.holistic_model is None else {"holistic_model": args.holistic_model}
+    for aspect in task.aspects:
+        models |= aspect.models(args)
+    return models
