@@ -15,7 +15,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults, except for switches, where `(default: False)` says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, False) or action.default is argparse.SUPPRESS:
+        if action.default is None or action.default is False or action.default is argparse.SUPPRESS:
             return action.help
         return super()._get_help_string(action)
 

@@ -53,9 +53,10 @@ def split_task(argv: list[str] | None, description: str, flag: str = "--task") -
     found, rest = first.parse_known_args(argv)
     if found.task is None:
         shown = parser(description)
-        names = ", ".join(BUILT_IN)
         shown.add_argument(
-            flag, required=True, help=f"{names}, or a task's .py file; with --help: the flags of that task"
+            flag,
+            required=True,
+            help=f"{', '.join(BUILT_IN)}, or the .py file of a task; --help beside it shows the task's flags",
         )
         shown.parse_args(argv)
     return find_task(found.task), rest

@@ -81,7 +81,7 @@ def answered(
     title: str,
     sampling_seed: int | None,
 ) -> Iterator[tuple[list[int], Rollout, Measured]]:
-    """This process's batches of `prompts`, answered and measured: their numbers, the rollout, all aspects of `scorer`."""
+    """This process's batches of `prompts`, answered and measured by all aspects: their numbers, rollout, scores."""
     mine = deal_batches(prompts, batch_size, accelerator.process_index, accelerator.num_processes)
     for number, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
         if sampling_seed is not None:

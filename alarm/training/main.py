@@ -33,6 +33,8 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
         aspect.check(args)
     if args.holistic_model is not None:
         check_model_name(args.holistic_model, "--holistic_model")
+    if task.source:
+        args.task_file = task.source
     run = Run(args.save_dir, vars(args), constants_of(task))
     if not args.test:
         run.check(args.resume, {"policy_ckpt": policy, **reward_models(task, args)})

@@ -111,7 +111,7 @@ class Run:
     FREE = ("resume", "resume_anyway", "max_steps", "report_to", "run_name")
     FREE += ("keep_checkpoints", "checkpoint_interval", "save_dir")
     # flags that name a file which is read as it is
-    FILES = ("train_file", "dev_file", "calibration")
+    FILES = ("train_file", "dev_file", "calibration", "task_file")
 
     def __init__(self, save_dir: str | Path, args: dict, constants: Iterable[str] = ()):
         """constants: the flags that a calibration can stand for."""
