@@ -35,3 +35,39 @@ def forget_accelerate() -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+# --- aspects on a rollout, as training measures and shapes them ------------------------------------------------------
+
+
+class Aspects:
+    """The aspects of a task, loaded with the defaults of its train_ppo.py and these flags.
+
+    Called with a rollout and names: name -> `.rewards` (B x (T_i,) float32, shaped and not weighed) and `.metrics`.
+    """
+
+    def __init__(self, task, tokenizer, names=None, **flags):
+        from alarm.api import Settings
+        from alarm.scoring import load_scorer
+        from alarm.training import main
+
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        args = main.parse_args(task, "", ["--save_dir", "unused", *words])
+        self.names = tuple(aspect.name for aspect in task.aspects) if names is None else tuple(names)
+        settings = Settings(args, tokenizer, "cpu", "float32")
+        self.args, self.tokenizer = args, tokenizer
+        self.scorer = load_scorer(task, self.names, settings, None)
+
+    def __call__(self, rollout, names=None, shaped: bool = False) -> dict:
+        from types import SimpleNamespace
+
+        from alarm.rewards import aspect_rewards
+        from alarm.scoring import measure
+
+        measured = measure(rollout, self.scorer, self.names if names is None else names)
+        return {
+            name: SimpleNamespace(
+                rewards=aspect_rewards(score, measured.lengths, shaped), metrics=score.metrics, raw=score.raw
+            )
+            for name, score in measured.aspects.items()
+        }

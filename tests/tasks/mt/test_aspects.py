@@ -14,20 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
-from alarm.tasks.mt.aspects import (
-    ASPECTS,
-    EnglishConfidence,
-    MTAspects,
-    MTSettings,
-    load_rows,
-    load_splits,
-    prompt,
-    readability_grade,
-)
-from alarm.tasks.mt.grammar.checker import Match, RulesChecker, mark_tokens
+from alarm.rewards import aspect_rewards
+from alarm.scoring import place
+from alarm.tasks.mt.aspects import EnglishConfidence, Grammar, covered, readability_grade
+from alarm.tasks.mt.data import load_rows, load_splits, prompt
+from alarm.tasks.mt.grammar.checker import Match
+from alarm.tasks.mt.spec import GRAMMAR, TASK
 from alarm.tasks.spans import token_offsets
+from alarm.training.main import parse_args
 from alarm.types import Rollout
-from helpers import CHECKPOINTS, FIXTURES
+from helpers import CHECKPOINTS, FIXTURES, Aspects
+
+ASPECTS = tuple(aspect.name for aspect in TASK.aspects)
 
 
 def pairs(count: int) -> list[dict]:
@@ -98,8 +96,8 @@ def test_the_split_is_the_published_one(tmp_path):
 
 
 def test_the_split_takes_the_first_rows_and_cuts_dev(tmp_path, monkeypatch):
-    monkeypatch.setattr("alarm.tasks.mt.aspects.MAX_ROWS", 100)
-    monkeypatch.setattr("alarm.tasks.mt.aspects.MAX_DEV_ROWS", 5)
+    monkeypatch.setattr("alarm.tasks.mt.data.MAX_ROWS", 100)
+    monkeypatch.setattr("alarm.tasks.mt.data.MAX_DEV_ROWS", 5)
     splits = load_splits(write(tmp_path / "rows.jsonl", pairs(150)))
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (63, 5, 30)
     seen = {row["translation"]["en"] for part in (splits.train, splits.dev, splits.test) for row in part}
@@ -216,6 +214,20 @@ class PlannedChecker:
         pass
 
 
+def grammar_of(tokenizer, rollout: Rollout, matches: list[list[Match]], shaped: bool = False, **values):
+    """Rewards B x (T_i,) and metrics for these matches."""
+    values = {"correct": 0.0, "incorrect": -1.0} | values
+    decoded = [token_offsets(tokenizer, ids) for ids in rollout.response_ids]
+    score = place(GRAMMAR, Grammar(PlannedChecker(matches), **values)(rollout), decoded)
+    return aspect_rewards(score, [len(ids) for ids in rollout.response_ids], shaped), score.metrics
+
+
+def mark_tokens(tokenizer, ids: list[int], matches: list[Match]) -> list[bool]:
+    rollout = rollout_of_ids(tokenizer, [torch.tensor(ids, dtype=torch.long)])
+    (rewards,), _ = grammar_of(tokenizer, rollout, [matches])
+    return (rewards == -1).tolist()
+
+
 GOLDEN_NAMES = {"tiny-t5": "tiny-t5", "small-t5": "small-t5-tokenizer"}
 
 
@@ -227,9 +239,10 @@ def test_golden_marks(tokenizers):
     """Token for token the tokens that overlap the match; what the published loop marks, where it is exact."""
     exact, published, other_text = 0, 0, 0
     for row in golden_rows():
-        text, offsets = token_offsets(tokenizers[GOLDEN_NAMES[row["tokenizer"]]], row["token_ids"])
+        text, _ = token_offsets(tokenizers[GOLDEN_NAMES[row["tokenizer"]]], row["token_ids"])
         for found in row["per_match"]:
-            marks = mark_tokens(offsets, [Match(found["offset"], found["offset"] + found["length"], "", "")])
+            match = Match(found["offset"], found["offset"] + found["length"], "", "")
+            marks = mark_tokens(tokenizers[GOLDEN_NAMES[row["tokenizer"]]], row["token_ids"], [match])
             marked = [i for i, mark in enumerate(marks) if mark]
             if text != row["text"]:
                 other_text += 1  # white space was folded on the way to ids: the golden offsets are of another text
@@ -253,11 +266,11 @@ def test_golden_rewards(tokenizers, shaped):
         if not exact or row["text"] == "x" or token_offsets(tokenizer, row["token_ids"])[0] != row["text"]:
             continue
         matches = [Match(offset, offset + length, kind, "") for offset, length, kind in row["matches"]]
-        aspects = MTAspects(PlannedChecker([matches]), tokenizer, MTSettings(sigmoid_shaping=bool(shaped)))
-        score = aspects(rollout_of_ids(tokenizer, [torch.tensor(row["token_ids"])]), ["grammar"])["grammar"]
+        rollout = rollout_of_ids(tokenizer, [torch.tensor(row["token_ids"])])
+        rewards, metrics = grammar_of(tokenizer, rollout, [matches], bool(shaped))
         golden = row[f"grammar_rewards_sig{shaped}"][: len(row["token_ids"])]
-        np.testing.assert_allclose(score.rewards[0].numpy(), golden, atol=1e-6)
-        assert score.metrics == {"grammar_errors": [row["grammar_errors"]], "error_rate": [row["error_rate"]]}
+        np.testing.assert_allclose(rewards[0].numpy(), golden, atol=1e-6)
+        assert metrics == {"grammar_errors": [row["grammar_errors"]], "error_rate": [row["error_rate"]]}
         compared += 1
     assert compared > 30
 
@@ -271,12 +284,13 @@ def test_marked_are_the_tokens_that_hold_a_character_of_a_match(tokenizers, data
     text, offsets = token_offsets(tokenizer, ids)
     spans = data.draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, 12)), max_size=4))
     matches = [Match(start, min(start + length, len(text)), "", "") for start, length in spans]
-    marks = mark_tokens(offsets, matches)
+    marks = mark_tokens(tokenizer, ids, matches)
     for mark, (start, end) in zip(marks, offsets, strict=True):
         assert mark == any(m.start <= c < m.end for c in range(start, end) for m in matches)
-    covered = {c for m in matches for c in range(m.start, m.end)}
+    wrong = {c for m in matches for c in range(m.start, m.end)}
+    assert {c for start, end in covered(matches) for c in range(start, end)} == wrong
     marked = {c for mark, (start, end) in zip(marks, offsets, strict=True) if mark for c in range(start, end)}
-    assert covered <= marked, "a character of a match belongs to no marked token"
+    assert wrong <= marked, "a character of a match belongs to no marked token"
 
 
 ODD_TEXTS = [
@@ -295,9 +309,8 @@ def test_every_character_of_an_error_is_marked_and_little_else(tokenizers, name)
     tokenizer = tokenizers[name]
     rollout = rollout_of(tokenizer, ODD_TEXTS)
     spans = [re.search(r"a +apple", text).span() for text in rollout.responses]
-    checker = PlannedChecker([[Match(start, end, "", "")] for start, end in spans])
-    score = MTAspects(checker, tokenizer)(rollout, ["grammar"])["grammar"]
-    for ids, text, rewards in zip(rollout.response_ids, rollout.responses, score.rewards, strict=True):
+    found, _ = grammar_of(tokenizer, rollout, [[Match(start, end, "", "")] for start, end in spans])
+    for ids, text, rewards in zip(rollout.response_ids, rollout.responses, found, strict=True):
         assert len(rewards) == len(ids)
         wrong = (rewards == -1).nonzero().flatten().tolist()
         _, offsets = token_offsets(tokenizer, ids)
@@ -312,7 +325,8 @@ def test_every_character_of_an_error_is_marked_and_little_else(tokenizers, name)
 def test_rewards_by_hand(tokenizers):
     tokenizer = tokenizers["small-t5-tokenizer"]
     rollout = rollout_of(tokenizer, ["He saw the the dog.", "Hello world."])
-    found = MTAspects(RulesChecker(), tokenizer)(rollout)
+    aspects = Aspects(TASK, tokenizer, grammar_backend="rules")
+    found = aspects(rollout)
     assert tuple(found) == ASPECTS
     grades = [readability_grade(text) for text in rollout.responses]
     assert grades[1] == 2.9
@@ -327,7 +341,7 @@ def test_rewards_by_hand(tokenizers):
     assert found["grammar"].metrics["error_rate"] == [1 / len(rollout.response_ids[0]), 0]
     assert found["grammar"].rewards[1].eq(0).all()
 
-    shaped = MTAspects(RulesChecker(), tokenizer, MTSettings(sigmoid_shaping=True))(rollout)
+    shaped = aspects(rollout, shaped=True)
     for name in ASPECTS:
         assert shaped[name].metrics == found[name].metrics
         for plain, row in zip(found[name].rewards, shaped[name].rewards, strict=True):
@@ -339,13 +353,9 @@ def test_rewards_by_hand(tokenizers):
 
 
 def test_only_the_named_aspects_are_computed(tokenizers):
-    class Unwanted:
-        def check(self, texts):
-            raise AssertionError("the grammar service was asked")
-
     tokenizer = tokenizers["small-t5-tokenizer"]
-    found = MTAspects(Unwanted(), tokenizer)(rollout_of(tokenizer, ["One."]), ["confidence", "readability"])
-    assert tuple(found) == ("confidence", "readability")
+    aspects = Aspects(TASK, tokenizer, ["confidence", "readability"])  # no LanguageTool is looked for
+    assert tuple(aspects(rollout_of(tokenizer, ["One."]))) == ("confidence", "readability")
 
 
 @pytest.mark.parametrize("name", ["small-t5-tokenizer", "tiny-rel_rm"])
@@ -356,10 +366,10 @@ def test_translations_without_text_are_defined_and_counted(tokenizers, name):
     space = tokenizer(" ", add_special_tokens=False)["input_ids"]
     ids = [torch.tensor(row, dtype=torch.long) for row in ([], [eos], [unk] * 5, [pad, pad, eos], space)]
     rollout = rollout_of_ids(tokenizer, ids)
-    aspects = MTAspects(RulesChecker(), tokenizer)
+    aspects = Aspects(TASK, tokenizer, grammar_backend="rules")
     found = aspects(rollout)
     assert [text.strip() for text in rollout.responses] == [""] * 5
-    assert aspects.empty == 5
+    assert 5 in aspects.scorer.counts().values()
     assert found["grammar"].metrics == {"grammar_errors": [0] * 5, "error_rate": [0.0] * 5}
     assert found["confidence"].metrics["language_confidence"] == [0.0] * 5
     assert found["readability"].metrics["readability"] == [(-15.7 - 11.19907041598879) / 6.04405504045225] * 5
@@ -368,24 +378,22 @@ def test_translations_without_text_are_defined_and_counted(tokenizers, name):
         assert all(torch.isfinite(rewards).all() for rewards in score.rewards)
 
 
-def test_settings_from_flags():
-    from argparse import Namespace
-
-    values = {
-        "readability_mean": 1.0,
-        "readability_std": 2.0,
-        "grammar_correct_reward": 3.0,
-        "grammar_incorrect_reward": 4.0,
-        "sigmoid_shaping": True,
-    }
-    assert MTSettings.from_flags(Namespace(**values, other=5)) == MTSettings(**values)
+def test_constants_come_from_flags(tokenizers):
+    tokenizer = tokenizers["small-t5-tokenizer"]
+    flags = {"readability_mean": 1.0, "readability_std": 2.0, "grammar_backend": "rules"}
+    flags |= {"grammar_correct_reward": 3.0, "grammar_incorrect_reward": 4.0}
+    found = Aspects(TASK, tokenizer, **flags)(rollout_of(tokenizer, ["Hello world."]))
+    assert found["readability"].metrics == {"readability": [(2.9 - 1) / 2]}
+    assert found["readability"].raw == [2.9]
+    assert found["grammar"].rewards[0].tolist() == [3.0] * len(found["grammar"].rewards[0])
+    assert parse_args(TASK, "", ["--save_dir", "x"]).grammar_incorrect_reward == -1
 
 
 def test_the_module_loads_nothing_heavy():
     import subprocess
     import sys
 
-    code = "import sys, alarm.tasks.mt.aspects, alarm.tasks.mt.grammar.checker; "
+    code = "import sys, alarm.tasks.mt.spec; "
     heavy = ("torch", "transformers", "datasets", "lingua", "textstat", "requests", "numpy")
     code += f"print([m for m in {heavy} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

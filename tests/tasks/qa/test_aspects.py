@@ -10,26 +10,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import spacy
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from alarm.common.errors import UserError
-from alarm.tasks.qa.aspects import (
-    ASPECTS,
-    QAAspects,
-    QASettings,
-    check_reward_models,
-    judge_units,
-    load_examples,
-    parse_answers,
-    rate,
-    unit_rewards,
-)
-from alarm.tasks.spans import token_offsets
-from alarm.types import Rollout
-from helpers import CHECKPOINTS, GOLDEN, ROOT
+from alarm.models.classifiers import UnitClassifier
+from alarm.rewards import aspect_rewards
+from alarm.scoring import place
+from alarm.tasks.qa.aspects import judge_units, rate, sentences, subsentences
+from alarm.tasks.qa.data import load_examples
+from alarm.tasks.qa.spec import FACTUALITY, RELEVANCE, TASK
+from alarm.tasks.spans import Splitter, token_offsets
+from alarm.training.main import parse_args
+from alarm.types import AspectScore, Rollout
+from helpers import CHECKPOINTS, GOLDEN, ROOT, Aspects
 
+ASPECTS = tuple(aspect.name for aspect in TASK.aspects)
 PUBLISHED = {"relevance": "verbosity", "factuality": "factuality", "completeness": "completeness"}
 
 
@@ -50,9 +48,19 @@ def t5():
     return AutoTokenizer.from_pretrained(CHECKPOINTS / "small-t5-tokenizer")
 
 
+def qa_aspects(models: Path, tokenizer, names=ASPECTS) -> Aspects:
+    return Aspects(TASK, tokenizer, names, reward_model_dir=models, splitter="sentencizer")
+
+
+def check_reward_models(folder: Path, names=ASPECTS) -> None:
+    args = parse_args(TASK, "", ["--save_dir", "x", "--reward_model_dir", str(folder), "--splitter", "sentencizer"])
+    for name in names:
+        TASK.aspect(name).check(args)
+
+
 @pytest.fixture(scope="module")
-def aspects(models, t5) -> QAAspects:
-    return QAAspects(models, "sentencizer", t5, QASettings())
+def aspects(models, t5) -> Aspects:
+    return qa_aspects(models, t5)
 
 
 def rollout(tokenizer, answers: list[str], prompts: list[str] | None = None) -> Rollout:
@@ -76,9 +84,7 @@ def golden(request, tmp_path_factory, t5):
     data = json.loads((request.param / "finegrained_reward.json").read_text())
     items = data["items"]
     assert data["qa_settings"] == {
-        name.replace("relevance", "verbosity"): value
-        for name, value in vars(QASettings()).items()
-        if name != "sigmoid_shaping"
+        flag.name.replace("relevance", "verbosity"): flag.default for aspect in TASK.aspects for flag in aspect.flags
     }
     folder = reward_models(tmp_path_factory.mktemp("golden"), request.param / "checkpoints")
     batch = Rollout(
@@ -89,28 +95,30 @@ def golden(request, tmp_path_factory, t5):
         examples=items,
         too_short=torch.zeros(len(items), dtype=torch.bool),
     )
-    return items, QAAspects(folder, "sentencizer", t5, QASettings()), batch
+    return items, qa_aspects(folder, t5), batch
 
 
 def test_golden_logits(golden):
     """Reward-model inputs, and the logits at the separators."""
     items, aspects, batch = golden
-    answers = parse_answers(aspects.tokenizer, batch.response_ids, aspects.splitter)
+    answers = [token_offsets(aspects.tokenizer, ids)[0] for ids in batch.response_ids]
     for name, short, contexts, units in [
-        ("relevance", "rel", [f"question: {item['question']} answer:" for item in items], "subsentences"),
-        ("factuality", "fact", [f"{item['prompt']} answer:" for item in items], "sentences"),
+        ("relevance", "rel", [f"question: {item['question']} answer:" for item in items], subsentences),
+        ("factuality", "fact", [f"{item['prompt']} answer:" for item in items], sentences),
     ]:
-        texts = [[answer.text[start:end] for start, end in getattr(answer, units)] for answer in answers]
+        loaded = aspects.scorer.aspects[name]
+        spans = units(answers, loaded.splitter)
+        texts = [[text[start:end] for start, end in of] for text, of in zip(answers, spans, strict=True)]
         for item, unit_texts in zip(items, texts, strict=True):
             assert " ".join(f"</s> {text}" for text in unit_texts).split() == item[f"{short}_reward_input"].split()
         worst = 0.0
-        for item, logits in zip(items, aspects.models[name](contexts, texts), strict=True):
+        for item, logits in zip(items, loaded.model(contexts, texts), strict=True):
             published = torch.tensor(item[f"{short}_logits_at_sep"])[:-1]  # the last one is the closing token
             worst = max(worst, (logits - published).abs().max().item())
         print(f"{name}: largest difference of a logit {worst:.1e}")
         assert worst < 1e-5
     texts = [f"{' '.join(item['prompt'].split())} answer: {item['text']}" for item in items]
-    raw = aspects.models["completeness"](texts)
+    raw = aspects.scorer.aspects["completeness"].model(texts)
     assert raw == pytest.approx([item["comp_logit"] for item in items], abs=1e-5)
 
 
@@ -123,8 +131,7 @@ def test_golden_rewards(golden, t5, shaped):
       reward lands on the first token of the next sub-sentence. Ours lands on the last token of its own.
     """
     items, aspects, batch = golden
-    aspects.settings = QASettings(sigmoid_shaping=shaped)
-    scores = aspects(batch)
+    scores = aspects(batch, shaped=shaped)
     assert scores["relevance"].metrics["relevance_rate"] == pytest.approx(
         [item["n_verbosity_correct"] / item["n_sub_sentences"] for item in items]
     )
@@ -152,9 +159,16 @@ def test_golden_rewards(golden, t5, shaped):
 # --- placement and rates by hand -------------------------------------------------------------------------------------
 
 
-def test_unit_rewards_by_hand():
-    rewards = unit_rewards([1, 3, 3], [True, False, True], 5, (0.5, -0.25))
-    assert rewards.tolist() == [0.0, 0.5, 0.0, 0.25, 0.0]
+def on_tokens(aspect, spans: list[tuple[int, int, float]], length: int) -> list[float]:
+    """What an answer of one-letter tokens is paid for spans of it."""
+    offsets = [(at, at + 1) for at in range(length)]
+    placed = place(aspect, AspectScore([spans], {aspect.metrics[0].name: [0.0]}), [("x" * length, offsets)])
+    return aspect_rewards(placed, [length], sigmoid_shaping=False)[0].tolist()
+
+
+def test_units_are_paid_on_their_last_token_by_hand():
+    found = on_tokens(FACTUALITY, [(0, 2, 0.5), (2, 4, -0.25), (3, 4, 0.5)], 5)
+    assert found == [0.0, 0.5, 0.0, 0.25, 0.0]  # two units that end on one token are both paid
     assert [rate([]), rate([True, False, False, True])] == [0.5, 0.5]
     assert rate([True, True, False, True]) == 0.75
 
@@ -165,8 +179,8 @@ def test_units_with_logits_that_are_not_finite_are_undefined():
     logits = torch.tensor([[0.0, 9.0, 1.0], [1.0, 0.0, 0.0], [nan, 0.0, 1.0], [0.0, 0.0, inf], [1.0, nan, 0.0]])
     found = judge_units(logits, error=0)
     assert found[:2] == [1.0, 0.0] and all(map(math.isnan, found[2:]))
-    rewards = unit_rewards([1, 3], [nan, 1.0], 5, (0.5, -0.25))
-    assert math.isnan(rewards[1].item()) and rewards[[0, 2, 3, 4]].tolist() == [0, 0, 0.5, 0]
+    rewards = on_tokens(RELEVANCE, [(0, 2, nan), (2, 4, 0.5)], 5)
+    assert math.isnan(rewards[1]) and [rewards[k] for k in (0, 2, 3, 4)] == [0, 0, 0.5, 0]
     assert math.isnan(rate([1.0, nan, 0.0]))
 
 
@@ -181,8 +195,7 @@ def test_reward_models_that_give_nan_give_nan_rewards_and_rates(t5, tmp_path, sh
     models = reward_models(tmp_path)
     for name in ("rel_rm", "fact_rm", "comp_rm"):
         spoil(models / name)
-    one = QAAspects(models, "sentencizer", t5, QASettings(sigmoid_shaping=shaping))
-    scores = one(rollout(t5, ["The sky is blue. It is high."]))
+    scores = qa_aspects(models, t5)(rollout(t5, ["The sky is blue. It is high."]), shaped=shaping)
     assert set(scores) == set(ASPECTS)
     for name, score in scores.items():
         assert torch.isnan(score.rewards[0].sum()), name
@@ -227,27 +240,35 @@ def test_empty_answers(aspects, t5):
 def test_names_limit_what_is_computed(aspects, t5, monkeypatch):
     batch = rollout(t5, ["Yes. It is."])
     assert aspects(batch, ()) == {}
-    monkeypatch.setattr(aspects, "splitter", lambda texts: pytest.fail("parsed for nothing"))
+    monkeypatch.setattr(Splitter, "__call__", lambda self, texts: pytest.fail("parsed for nothing"))
     assert list(aspects(batch, ["completeness"])) == ["completeness"]
+    with pytest.raises(UserError, match=r"coherence.*relevance, factuality, completeness"):
+        aspects(batch, ["coherence"])
 
 
 def test_each_text_is_parsed_once(aspects, t5, monkeypatch):
     """Defect 4 of the published code: relevance and factuality each parse it."""
     seen = []
-    splitter = aspects.splitter
-    monkeypatch.setattr(aspects, "splitter", lambda texts: seen.append(list(texts)) or splitter(texts))
-    aspects(rollout(t5, ["Yes. It is.", "No."]))
-    assert seen == [["Yes. It is.", "No."]]
+
+    def pipe(nlp, texts, **kwargs):
+        seen.append(list(texts))
+        return original(nlp, seen[-1], **kwargs)
+
+    original = spacy.Language.pipe
+    monkeypatch.setattr(spacy.Language, "pipe", pipe)
+    aspects(rollout(t5, ["Yes, they do. It is.", "No."]))
+    assert seen == [["Yes, they do. It is.", "No."]]
 
 
 def test_units_beyond_the_models_limit_are_left_out(aspects, t5):
     """The prompt takes all positions but a few: the last sentences' separators fall off."""
-    limit = aspects.models["factuality"].max_length
+    loaded = aspects.scorer.aspects["factuality"]
+    limit = loaded.model.max_length
     sentence = "It is so."
-    words = (limit - 40) // len(aspects.models["factuality"].tokenizer.tokenize("word", add_special_tokens=False))
-    before = aspects.truncated["factuality"]
+    words = (limit - 40) // len(loaded.model.tokenizer.tokenize("word", add_special_tokens=False))
+    (before,) = loaded.counts().values()
     scores = aspects(rollout(t5, [" ".join([sentence] * 30)], ["word " * words]), ["factuality"])
-    assert aspects.truncated["factuality"] == before + 1
+    assert list(loaded.counts().values()) == [before + 1]
     paid = scores["factuality"].rewards[0].nonzero().flatten().tolist()
     assert 0 < len(paid) < 30
     positive = sum(scores["factuality"].rewards[0] > 0).item()
@@ -255,7 +276,7 @@ def test_units_beyond_the_models_limit_are_left_out(aspects, t5):
 
 
 def test_separators_in_the_text_are_not_units(aspects):
-    model = aspects.models["relevance"]
+    model = aspects.scorer.aspects["relevance"].model
     [logits] = model(["question: what is </s> for? answer:"], [["One </s> two", "three"]])
     assert logits.shape == (2, 3)
 
@@ -271,7 +292,7 @@ def test_pytorch_weights_with_extra_keys_load(tmp_path, aspects, t5):
     torch.save(weights, folder / "rel_rm" / "pytorch_model.bin")
     (folder / "rel_rm" / "model.safetensors").unlink()
     batch = rollout(t5, ["Yes. It is the one that they meant."])
-    found = QAAspects(folder, "sentencizer", t5, names=["relevance"])(batch, ["relevance"])
+    found = qa_aspects(folder, t5, ["relevance"])(batch)
     assert torch.equal(found["relevance"].rewards[0], aspects(batch, ["relevance"])["relevance"].rewards[0])
 
 
@@ -280,10 +301,11 @@ def test_loading_and_scoring_print_nothing_but_a_bar(models):
     code = """
 import sys
 from alarm.models.holistic import HolisticModel
-from alarm.tasks.qa.aspects import TextScorer, UnitClassifier
+from pathlib import Path
+from alarm.models.classifiers import TextScorer, UnitClassifier
 HolisticModel.load(sys.argv[2]).score(["Why?"], ["Because."], 99, 1)
-UnitClassifier("relevance", sys.argv[1], "cpu", "float32", 1)(["Why? answer:"], [["Because."]])
-TextScorer("completeness", sys.argv[1], "cpu", "float32", 1)(["Why? answer: Because."])
+UnitClassifier(Path(sys.argv[1]) / "rel_rm", "relevance", "cpu", "float32", 1)(["Why? answer:"], [["Because."]])
+TextScorer(Path(sys.argv[1]) / "comp_rm", "completeness", "cpu", "float32", 1)(["Why? answer: Because."])
 """
     command = [sys.executable, "-c", code, str(models), str(CHECKPOINTS / "tiny-ultrarm")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -299,9 +321,9 @@ def test_a_tokenizer_saved_without_the_prefix_space(tmp_path, aspects, t5):
     state = json.loads((folder / "rel_rm" / "tokenizer.json").read_text())
     state["pre_tokenizer"]["add_prefix_space"] = False
     (folder / "rel_rm" / "tokenizer.json").write_text(json.dumps(state))
-    other = QAAspects(folder, "sentencizer", t5, names=["relevance"])
+    other = UnitClassifier(folder / "rel_rm", "relevance", "cpu", "float32", 8)
     inputs = (["question: why? answer:"], [["Because it is.", "Yes."]])
-    assert torch.allclose(other.models["relevance"](*inputs)[0], aspects.models["relevance"](*inputs)[0], atol=1e-6)
+    assert torch.allclose(other(*inputs)[0], aspects.scorer.aspects["relevance"].model(*inputs)[0], atol=1e-6)
 
 
 def edit_config(folder: Path, **changes) -> None:
@@ -345,7 +367,7 @@ def test_missing_weights_are_named(tmp_path, t5):
         metadata={"format": "pt"},
     )
     with pytest.raises(UserError, match=r"factuality.*classifier\.weight"):
-        QAAspects(folder, "sentencizer", t5)
+        qa_aspects(folder, t5)
 
 
 def test_published_label_names_are_accepted(tmp_path):
@@ -356,7 +378,7 @@ def test_published_label_names_are_accepted(tmp_path):
 
 def test_checks_import_no_torch():
     code = (
-        "import sys; from alarm.tasks.long_form_qa import check_reward_models, load_examples; "
+        "import sys; from alarm.tasks.qa.spec import TASK; from alarm import Aspect, Metric, Task; "
         "assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
