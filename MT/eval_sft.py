@@ -9,8 +9,7 @@ from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, write_json
 from alarm.common.flags import parser, positive_int
 from alarm.common.launch import check_launch, process_state
-from alarm.tasks.mt.aspects import DATASET, prompt
-from alarm.tasks.mt.quality import load_parts
+from alarm.tasks.mt.data import DATASET, load_parts, prompt
 from alarm.training.flags import resolve_policy
 
 

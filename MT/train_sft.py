@@ -11,8 +11,7 @@ from alarm.common.files import write_json
 from alarm.common.flags import positive_int
 from alarm.common.launch import process_state
 from alarm.learning.fit import check_training, training_parser, warn_of_shared
-from alarm.tasks.mt.aspects import DATASET, prompt
-from alarm.tasks.mt.quality import load_parts
+from alarm.tasks.mt.data import DATASET, load_parts, prompt
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

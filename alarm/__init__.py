@@ -4,6 +4,7 @@ Importing this package loads nothing heavy; torch and the models come in with th
 """
 
 from .api import Aspect, Flag, Metric, Task
+from .hierarchical import HierarchicalReward
 
-__all__ = ["Aspect", "Flag", "Metric", "Task"]
+__all__ = ["Aspect", "Flag", "HierarchicalReward", "Metric", "Task"]
 __version__ = "0.1.0"

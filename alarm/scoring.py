@@ -60,14 +60,20 @@ def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
     Aspects read the text that the response's tokens decode to, so that a span of it lies on tokens.
     Raises UserError for a score that cannot be placed, and if an aspect raises.
     """
-    aspects = {}
-    if names := tuple(names):
-        decoded = [token_offsets(scorer.tokenizer, ids) for ids in rollout.response_ids]
-        read = replace(rollout, responses=[text for text, _ in decoded])
+    aspects, names = {}, tuple(names)
+    if rollout.response_ids is None:
+        # a text stands for one token
+        decoded, lengths = [(text, [(0, len(text))]) for text in rollout.responses], [1] * len(rollout.responses)
+    else:
+        lengths = [len(ids) for ids in rollout.response_ids]
+        decoded = [token_offsets(scorer.tokenizer, ids) for ids in rollout.response_ids] if names else []
+    read = replace(rollout, responses=[text for text, _ in decoded])
     for name in names:
         aspect = scorer.task.aspect(name)
-        aspects[name] = place(aspect, checked(aspect, scorer.aspects[name], read, scorer.task.source), decoded)
-    lengths = [len(ids) for ids in rollout.response_ids]
+        found = checked(aspect, scorer.aspects[name], read, scorer.task.source)
+        if rollout.response_ids is None:
+            aspect = replace(aspect, pay="last")
+        aspects[name] = place(aspect, found, decoded)
     holistic = None if scorer.holistic is None else scorer.holistic(rollout)
     return Measured(lengths, rollout.too_short, holistic, aspects)
 

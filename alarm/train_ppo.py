@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from .common.errors import report_user_errors
-from .tasks.find import split_task
+from .tasks.find import add_task_flag, task_of
 from .training import main as training
 
 
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
-    task, rest = split_task(argv, __doc__)
-    training.run_task(task, training.parse_args(task, __doc__, rest))
+    task = task_of(argv)
+    training.run_task(task, training.parse_args(task, __doc__, argv, add_task_flag))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Rollout:
     """Prompts and what the policy answered. Ids carry no padding; a response ends with EOS where one was sampled."""
 
     query_ids: list[torch.Tensor]  # B x (Q_i,) int64
-    response_ids: list[torch.Tensor]  # B x (T_i,) int64
+    response_ids: list[torch.Tensor] | None  # B x (T_i,) int64; None if only texts are known
     queries: list[str]  # B prompts, as the data has them
     responses: list[str]  # B answers, special tokens left out
     examples: list[dict]  # B data rows

@@ -16,7 +16,8 @@ from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable
 from alarm.common.flags import check_model_name, parser, positive_int
 from alarm.tasks.mt.grammar.checker import make_checker
-from alarm.tasks.qa.aspects import check_reward_models, load_examples
+from alarm.tasks.qa.aspects import check_reward_models
+from alarm.tasks.qa.data import load_examples
 from alarm.tasks.spans import find_splitter
 from alarm.training.flags import resolve_policy
 

@@ -10,7 +10,7 @@ from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import positive_int
 from alarm.learning.fit import check_training, training_parser
 from alarm.learning.reward_models import add_selection_flag, load_splits, train_aspect
-from alarm.tasks.qa.aspects import ASPECTS
+from alarm.tasks.qa.aspects import MODEL_FOLDERS
 from alarm.tasks.spans import make_splitter
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
@@ -19,7 +19,7 @@ DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags = training_parser(__doc__, model_path="allenai/longformer-base-4096", num_epochs=5.0, batch_size=8, lr=3e-5)
     add = flags.add_argument
-    add("--aspect", required=True, choices=ASPECTS, help="what the model judges")
+    add("--aspect", required=True, choices=tuple(MODEL_FOLDERS), help="what the model judges")
     for split, use in (("train", "trained on"), ("dev", "held out, on which the trained model is measured")):
         add(f"--{split}_file", default=str(DATA / f"{split}.json"), help=f"questions {use}")
         add(f"--{split}_feedback_file", default=str(DATA / f"{split}_feedback.json"), help="the feedback on them")

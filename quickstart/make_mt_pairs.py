@@ -16,7 +16,7 @@ from alarm.common.errors import report_user_errors
 from alarm.common.files import whole_folder, write_json
 from alarm.common.flags import parser, seed_value
 from alarm.learning.fit import check_save_dir
-from alarm.tasks.mt.aspects import load_rows, prompt
+from alarm.tasks.mt.data import load_rows, prompt
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,6 @@ from alarm.rewards import (
     sigmoid_shape,
     weigh_aspects,
 )
-from alarm.types import AspectScore
 from helpers import GOLDEN
 
 
@@ -43,13 +42,13 @@ def test_normalise_holistic_by_hand():
 
 def test_weigh_aspects_by_hand():
     aspects = {
-        "relevance": AspectScore([torch.tensor([0.0, 1.0]), torch.tensor([2.0])], {}),
-        "factuality": AspectScore([torch.tensor([4.0, 0.0]), torch.tensor([8.0])], {}),
-        "completeness": AspectScore([torch.tensor([math.nan, 0.0]), torch.tensor([1.0])], {}),
+        "relevance": [torch.tensor([0.0, 1.0]), torch.tensor([2.0])],
+        "factuality": [torch.tensor([4.0, 0.0]), torch.tensor([8.0])],
+        "completeness": [torch.tensor([math.nan, 0.0]), torch.tensor([1.0])],
     }
     total = weigh_aspects(aspects, {"relevance": 1.0, "factuality": 0.5, "completeness": 0.0})
     assert [rewards.tolist() for rewards in total] == [[2.0, 1.0], [6.0]]
-    assert aspects["relevance"].rewards[0].tolist() == [0.0, 1.0]  # inputs untouched
+    assert aspects["relevance"][0].tolist() == [0.0, 1.0]  # inputs untouched
 
 
 def test_length_rewards_by_hand():

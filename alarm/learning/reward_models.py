@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING
 from ..common.errors import UserError
 from ..common.launch import process_state
 from ..common.texts import answer_key, question_key
-from ..tasks.qa.aspects import (
-    F_ERR,
-    LABELS,
-    NF_ERR,
-    NO_ERR,
-    completeness_text,
-    factuality_context,
-    relevance_context,
-    unit_words,
-)
+from ..models.classifiers import F_ERR, LABELS, NF_ERR, NO_ERR, unit_words
+from ..tasks.qa.aspects import completeness_text, factuality_context, relevance_context
 from ..tasks.qa.feedback import (
     IGNORED,
     Feedback,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ..api import Task
 from ..common.errors import UserError
-from ..common.flags import parser
 
 BUILT_IN = {"qa": "alarm.tasks.qa.spec", "mt": "alarm.tasks.mt.spec"}
 
@@ -45,18 +44,23 @@ def find_task(name: str) -> Task:
     return replace(task, source=str(path))
 
 
-def split_task(argv: list[str] | None, description: str, flag: str = "--task") -> tuple[Task, list[str]]:
-    """The task that `flag` names, and the other words of a command line. Without it, --help or an error shows it."""
-    argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def task_of(argv: list[str] | None, flag: str = "--task") -> Task:
+    """The task that `flag` names on a command line, so that the parser of all flags can have the task's own.
+
+    A task without aspects if there is none: the parser of `add_task_flag` then shows --help or the error.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument(flag, dest="task")
-    found, rest = first.parse_known_args(argv)
-    if found.task is None:
-        shown = parser(description)
-        shown.add_argument(
-            flag,
-            required=True,
-            help=f"{', '.join(BUILT_IN)}, or the .py file of a task; --help beside it shows the task's flags",
-        )
-        shown.parse_args(argv)
-    return find_task(found.task), rest
+    try:
+        name = first.parse_known_args(argv)[0].task
+    except argparse.ArgumentError:
+        name = None
+    return Task("none", prompt=str, aspects=()) if name is None else find_task(name)
+
+
+def add_task_flag(flags: argparse.ArgumentParser, flag: str = "--task") -> None:
+    flags.add_argument(
+        flag,
+        required=True,
+        help=f"{', '.join(BUILT_IN)}, or the .py file of a task; --help beside it shows the task's own flags",
+    )

@@ -19,7 +19,7 @@ from ..common.errors import UserError, report_user_errors
 from ..common.files import check_writable, write_json
 from ..common.flags import check_model_name, parser, positive_int, seed_value
 from ..common.identity import hash_file, model_identity
-from ..tasks.find import split_task
+from ..tasks.find import add_task_flag, task_of
 from .calibration import KIND, THRESHOLDS, VERSION, Calibration, calibrated_models, describe, normalised
 from .flags import DEFAULTS, add_reward_flags, resolve_policy
 
@@ -44,8 +44,9 @@ PACKAGES = (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of the command, and those of the task that --task names. `args.task` is that Task."""
-    task, rest = split_task(argv, __doc__.split("\n\n")[0])
+    task = task_of(argv)
     flags = parser(__doc__.split("\n\n")[0])
+    add_task_flag(flags)
     add = flags.add_argument
     add(
         "--policy_ckpt",
@@ -69,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="weights of policy and reward models")
     add("--seed", type=seed_value, default=42, help="seed of the sampling and of --limit")
     add_reward_flags(flags, task)
-    args = flags.parse_args(rest)
+    args = flags.parse_args(argv)
     args.task = task if task.configure is None else task.configure(task, args)
     args.max_input_len = args.max_input_len or task.max_input_len
     args.max_generated_len = args.max_generated_len or task.max_generated_len

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from ..api import Settings, Task
 from ..common.errors import UserError
@@ -13,9 +14,16 @@ from .flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_poli
 from .run import Run
 
 
-def parse_args(task: Task, description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """All flags of a task's train_ppo.py."""
+def parse_args(
+    task: Task,
+    description: str,
+    argv: list[str] | None = None,
+    add_more: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """All flags of a task's train_ppo.py, and those that `add_more` adds."""
     flags = parser(description)
+    if add_more is not None:
+        add_more(flags)
     add_ppo_flags(flags, task)
     return parse_ppo_flags(flags, argv, task)
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from alarm.common.distinct import distinct
+from alarm.models.classifiers import TextScorer, UnitClassifier
 from alarm.models.holistic import HolisticModel
-from alarm.tasks.mt.aspects import MTAspects
-from alarm.tasks.qa.aspects import TextScorer, UnitClassifier
+from alarm.tasks.mt.spec import TASK
 from alarm.types import Rollout
-from helpers import CHECKPOINTS
+from helpers import CHECKPOINTS, Aspects
 
 TEXTS = ["", "No.", "Yes, it is.", "The river is long. Nobody knows why.", "one two three four five six seven " * 6]
 # largest difference of a score of about 1, alone and in a batch
@@ -43,8 +43,8 @@ def scorers(request, folder):
     """Three functions: answers -> a score of each; how many inputs each has cut; and the tolerance."""
     dtype = getattr(torch, request.param)
     holistic = HolisticModel.load(CHECKPOINTS / "tiny-ultrarm", dtype=dtype)
-    texts = TextScorer("completeness", folder, "cpu", dtype, 3)
-    units = UnitClassifier("factuality", folder, "cpu", dtype, 3)
+    texts = TextScorer(folder / "comp_rm", "completeness", "cpu", dtype, 3)
+    units = UnitClassifier(folder / "fact_rm", "factuality", "cpu", dtype, 3)
     scores = {
         "holistic": lambda answers: holistic.score(["Why?"] * len(answers), answers, 60, 3).tolist(),
         "text": texts,
@@ -94,5 +94,5 @@ def test_translations_of_one_text_have_one_confidence():
         examples=[{}] * 3,
         too_short=torch.zeros(3, dtype=torch.bool),
     )
-    values = MTAspects(None, tokenizer)(rollout, ["confidence"])["confidence"].metrics["language_confidence"]
+    values = Aspects(TASK, tokenizer, ["confidence"])(rollout)["confidence"].metrics["language_confidence"]
     assert values[0] == values[2] > values[1]

@@ -22,7 +22,7 @@ from alarm.learning.reward_models import (
     set_aside,
     unit_loss,
 )
-from alarm.tasks.qa.aspects import F_ERR, NF_ERR, NO_ERR
+from alarm.models.classifiers import F_ERR, NF_ERR, NO_ERR
 from alarm.tasks.qa.feedback import (
     IGNORED,
     PAIRS,
@@ -162,7 +162,8 @@ def test_completeness_pairs_are_ordered_by_covered_information(rows, splitter):
 
 @pytest.mark.parametrize("aspect", ["relevance", "factuality"])
 def test_training_reads_the_input_that_scoring_builds(aspect, rows, splitter, monkeypatch):
-    from alarm.tasks.qa.aspects import MODEL_FOLDERS, UnitClassifier
+    from alarm.models.classifiers import UnitClassifier
+    from alarm.tasks.qa.aspects import MODEL_FOLDERS
     from helpers import CHECKPOINTS
 
     judge = UnitClassifier(aspect, _linked(CHECKPOINTS, MODEL_FOLDERS[aspect]), "cpu", "float32", 4)

@@ -64,7 +64,8 @@ def test_train_sft_writes_a_whole_t5_folder(world, fresh_accelerate, capsys):
     ],
 )
 def test_train_rm_writes_what_scoring_loads(aspect, name, more, world, fresh_accelerate, capsys):
-    from alarm.tasks.qa.aspects import TextScorer, UnitClassifier, check_reward_models
+    from alarm.models.classifiers import TextScorer, UnitClassifier
+    from alarm.tasks.qa.aspects import check_reward_models
 
     flags = flags_of(world, "longformer", f"rm/{name}")
     load_script("long-form-QA/train_rm.py").main([*flags, "--aspect", aspect, "--splitter", "sentencizer", *more])

@@ -233,7 +233,7 @@ def test_a_classifier_is_trained_where_it_is_read(pad, tmp_path, fresh_accelerat
 
 
 def test_a_decoder_only_completeness_model_is_read_there_too(tmp_path):
-    from alarm.tasks.qa.aspects import TextScorer
+    from alarm.models.classifiers import TextScorer
 
     folder = closed_texts(tmp_path / "comp_rm", "</s>")
     scorer = TextScorer("completeness", tmp_path, "cpu", "float32", 2)

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.models.longformer import modeling_longformer
 
 import alarm.models.longformer
+from alarm.models.classifiers import TextScorer, UnitClassifier
 from alarm.models.longformer import BlockedSelfAttention, accelerate_longformer, make_blocks, make_packing
-from alarm.tasks.qa.aspects import TextScorer, UnitClassifier
 from helpers import CHECKPOINTS, GOLDEN
 
 PAD = 1

@@ -28,7 +28,7 @@ def quickstart(monkeypatch):
 
 
 def test_the_sample_is_small_and_its_parts_share_no_sentence():
-    from alarm.tasks.mt.aspects import load_rows
+    from alarm.tasks.mt.data import load_rows
 
     rows = {split: load_rows(DATA / f"{split}.jsonl") for split in ("train", "dev", "test")}
     assert {split: len(part) for split, part in rows.items()} == {"train": 6500, "dev": 200, "test": 200}

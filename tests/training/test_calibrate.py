@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
 from alarm.common.identity import difference, hash_file, model_identity
-from alarm.training.calibrate import describe_records, main, parse_args
+from alarm.tasks.find import find_task
+from alarm.training.calibrate import describe_samples, main, parse_args
 from alarm.training.calibration import (
-    CONSTANTS,
     KIND,
     THRESHOLDS,
     VERSION,
     Calibration,
+    constants_of,
     describe,
     quantile,
     read_calibration,
@@ -29,6 +30,8 @@ from alarm.training.calibration import (
 )
 from alarm.training.diagnostics import Scale
 from helpers import CHECKPOINTS, load_script
+
+TASKS = {name: find_task(name) for name in ("qa", "mt")}
 
 # --- scores -> numbers -----------------------------------------------------------------------------------------------
 
@@ -92,29 +95,34 @@ def test_quantile_by_hand():
 @given(st.lists(st.floats(-10, 10), min_size=101, max_size=150), st.sampled_from([0.1, 0.25, 0.5, 0.9]))
 def test_a_quantile_gate_lets_through_what_it_says(scores, q):
     assume(max(scores) - min(scores) > 1e-3)
-    found = Calibration("x", "qa", {"holistic": describe(scores)}, {}, {})
+    found = Calibration("x", TASKS["qa"], {"holistic": describe(scores)}, {}, {})
     h = (np.array(scores) - found.constants["ultra_mean"]) / found.constants["ultra_std"]
     gate = found.threshold(q)
     assert (h >= gate - 1e-9).mean() >= 1 - q - 0.01 and (h > gate + 1e-9).mean() <= 1 - q + 0.01
 
 
-def record(text: str = "an answer", **metrics) -> dict:
-    return {"generation": text, **metrics}
+def sample(text: str = "an answer", **scores) -> dict:
+    return {"generation": text, **scores}
 
 
 def test_responses_without_text_take_no_part():
-    rewards = {"holistic": ("holistic_reward", "raw")}
-    rows = [record(holistic_reward=1.0), record(holistic_reward=3.0), record(" \n", holistic_reward=99.0)]
-    assert describe_records(rows, rewards)["holistic"]["mean"] == 2.0
+    rows = [sample(holistic=1.0), sample(holistic=3.0), sample(" \n", holistic=99.0)]
+    assert describe_samples(rows, {"holistic": "raw"}, set())["holistic"]["mean"] == 2.0
     with pytest.raises(UserError, match="1 of 2 responses have text"):
-        describe_records(rows[1:], rewards)
+        describe_samples(rows[1:], {"holistic": "raw"}, set())
+
+
+def test_an_answer_that_an_aspect_does_not_apply_to_takes_no_part():
+    rows = [sample(brevity=1.0), sample(brevity=None), sample(brevity=2.0)]
+    found = describe_samples(rows, {"brevity": "words"}, set())["brevity"]
+    assert (found["n"], found["mean"]) == (2, 1.5)
 
 
 def test_a_constant_reward_is_refused_where_training_would_divide_by_it():
-    rows = [record(holistic_reward=2.5, response_length=7)] * 30
-    assert describe_records(rows, {"length": ("response_length", "tokens")})["length"]["std"] == 0
+    rows = [sample(holistic=2.5, length=7)] * 30
+    assert describe_samples(rows, {"length": "tokens"}, {"holistic"})["length"]["std"] == 0
     with pytest.raises(UserError, match=r"holistic: all 30 responses have the score 2\.5"):
-        describe_records(rows, {"holistic": ("holistic_reward", "raw")})
+        describe_samples(rows, {"holistic": "raw"}, {"holistic"})
 
 
 # --- which model -----------------------------------------------------------------------------------------------------
@@ -203,7 +211,7 @@ def test_numbers_take_the_place_of_constants(tmp_path, task):
     expected = {"ultra_mean": 19.5, "ultra_std": np.std(SCORES), "length_mean": 11.5}
     other = {"qa": "completeness_reward", "mt": "readability"}[task]
     expected |= {f"{other}_mean": 19.5, f"{other}_std": np.std(SCORES)}
-    assert set(expected) == set(CONSTANTS[task])
+    assert set(expected) == set(constants_of(TASKS[task]))
     assert {name: args[name] for name in expected} == pytest.approx(expected)
     before = vars(load_script(script).parse_args(["--save_dir", "x"]))
     changed = {name for name in args if args[name] != before[name]}
@@ -320,9 +328,9 @@ def without(*path: str) -> dict:
 def test_files_that_are_no_calibration(tmp_path, value, says):
     file = write(tmp_path / "c.json", value)
     with pytest.raises(UserError, match=says):
-        read_calibration(file, "qa")
+        read_calibration(file, TASKS["qa"])
     with pytest.raises(UserError, match="does not exist"):
-        read_calibration(tmp_path / "gone.json", "qa")
+        read_calibration(tmp_path / "gone.json", TASKS["qa"])
 
 
 @given(
@@ -335,27 +343,27 @@ def test_numbers_that_scores_have_are_never_refused(tmp_path_factory, scores, pl
     """Whatever was measured is read back, scores that hardly differ and outliers among them."""
     described = describe([place + scale * score for score in scores])
     file = tmp_path_factory.mktemp("calibration") / "c.json"
-    found = read_calibration(write(file, content(rewards={"relevance": described})), "qa")
+    found = read_calibration(write(file, content(rewards={"relevance": described})), TASKS["qa"])
     assert found.rewards["relevance"] == described
 
 
 def test_scales_to_watch():
     value = content()
-    found = Calibration("x", "qa", value["rewards"], {}, {}).scales()
+    found = Calibration("x", TASKS["qa"], value["rewards"], {}, {}).scales()
     # the holistic reward is watched after normalisation
     assert (found["holistic_reward"].mean, found["holistic_reward"].std) == (0.0, 1.0)
     length = found["response_length"]
     assert (length.mean, length.std) == (11.5, pytest.approx(math.sqrt(1.25)))
     assert isinstance(length, Scale) and 0.2 < length.std_noise < 0.7  # even values vary less than normal ones
     value["rewards"]["length"] = describe([12.0] * 30)
-    assert set(Calibration("x", "qa", value["rewards"], {}, {}).scales()) == {"holistic_reward"}
+    assert set(Calibration("x", TASKS["qa"], value["rewards"], {}, {}).scales()) == {"holistic_reward"}
 
 
 def use(tmp_path, capsys, value: dict, **flags) -> tuple[dict, str]:
     file = write(tmp_path / "c.json", value)
     words = ["--save_dir", "x", "--calibration", file, "--holistic_model", str(CHECKPOINTS / "tiny-ultrarm")]
     args = load_script("MT/train_ppo.py").parse_args(words + [w for k, v in flags.items() for w in (f"--{k}", v)])
-    scales = use_calibration(args, "mt", str(CHECKPOINTS / "tiny-mt5"), (128, 128))
+    scales = use_calibration(args, TASKS["mt"], str(CHECKPOINTS / "tiny-mt5"), (128, 128))
     return scales, capsys.readouterr().out
 
 
@@ -440,16 +448,14 @@ def test_a_file_is_not_replaced_unasked(tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err and (tmp_path / "c.json").read_text() == "mine"
 
 
-def test_limits_are_those_of_training():
-    """The defaults that calibrate states are train_ppo.py's own."""
-    from alarm.training.calibrate import LIMITS
-
-    qa = load_script("long-form-QA/train_ppo.py").parse_args(["--save_dir", "x"])
-    mt = load_script("MT/train_ppo.py").parse_args(["--save_dir", "x"])
-    assert {"qa": (qa.max_input_len, qa.max_generated_len), "mt": (mt.max_len, mt.max_len)} == LIMITS
-    ours = parse_args(["--task", "qa", "--policy_ckpt", "p", "--prompts", "f", "--save_path", "s"])
-    for name in ("holistic_model", "splitter", "dtype", "seed"):
-        assert getattr(ours, name) == getattr(qa, name), name
+def test_defaults_are_those_of_training():
+    for name, script in {"qa": "long-form-QA/train_ppo.py", "mt": "MT/train_ppo.py"}.items():
+        theirs = load_script(script).parse_args(["--save_dir", "x"])
+        task = TASKS[name] if TASKS[name].configure is None else TASKS[name].configure(TASKS[name], theirs)
+        ours = parse_args(["--task", name, "--policy_ckpt", "p", "--prompts", "f", "--save_path", "s"])
+        shared = {"holistic_model", "dtype", "seed", "max_input_len", "max_generated_len"}
+        shared |= {flag.name for flag in (*task.flags, *(flag for a in task.aspects for flag in a.flags))}
+        assert {flag: getattr(ours, flag) for flag in shared} == {flag: getattr(theirs, flag) for flag in shared}
 
 
 @pytest.mark.parametrize("module", ["alarm.calibrate", "alarm.plot_run"])

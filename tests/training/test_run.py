@@ -32,7 +32,7 @@ def world(tmp_path) -> Path:
 def make_run(world: Path, **changes) -> Run:
     names = ("train_file", "dev_file")
     args = {name: str(world / name.replace("_file", ".json")) for name in names} | {"lr": 0.1, "calibration": None}
-    return Run(world / "run", args | {"max_steps": 3, "resume_anyway": False} | changes)
+    return Run(world / "run", args | {"max_steps": 3, "resume_anyway": False} | changes, ["ultra_mean", "ultra_std"])
 
 
 def check(run: Run, resume: bool = True) -> Run:

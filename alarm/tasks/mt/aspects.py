@@ -109,8 +109,11 @@ class Grammar:
         matches = self.checker.check(rollout.responses)
         scores = [[(start, end, self.incorrect) for start, end in covered(found)] for found in matches]
         errors = [len(found) for found in matches]
-        lengths = [len(ids) for ids in rollout.response_ids]
-        rates = [count / max(length, 1) for count, length in zip(errors, lengths, strict=True)]
+        if rollout.response_ids is None:
+            rates = [None] * len(errors)
+        else:
+            lengths = [len(ids) for ids in rollout.response_ids]
+            rates = [count / max(length, 1) for count, length in zip(errors, lengths, strict=True)]
         return AspectScore(scores, {"grammar_errors": errors, "error_rate": rates}, rates, elsewhere=self.correct)
 
     def counts(self) -> dict[str, int]:

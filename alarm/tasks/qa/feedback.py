@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ...common.errors import UserError
 from ...common.files import is_text, read_rows, require_fields
 from ...common.texts import answer_key
-from .aspects import F_ERR, NF_ERR, NO_ERR
+from ...models.classifiers import F_ERR, NF_ERR, NO_ERR
 
 if TYPE_CHECKING:
     from ..spans import Span, Splitter
