@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from ..common.identity import hash_file, model_identity
 from ..tasks.find import add_task_flag, task_of
 from .calibration import KIND, THRESHOLDS, VERSION, Calibration, calibrated_models, describe, normalised
 from .flags import DEFAULTS, add_reward_flags, resolve_policy
+from .provenance import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 
 
 FEW = 20  # responses; fewer make numbers that another seed would change
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "tokenizers",
-    "spacy",
-    "textstat",
-    "lingua-language-detector",
-)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -122,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         "responses_without_text": sum(not sample["generation"].strip() for sample in samples),
         "settings": settings_of(args, aspects),
         "models": {role: model_identity(name) for role, name in models.items()},
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
     write_json(args.save_path, content)
     report(args, content)

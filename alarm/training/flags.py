@@ -250,6 +250,8 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
             raise UserError(f"with --test, --save_dir is the JSON file to write; {target} does not end in .json")
         if target.is_dir():
             raise UserError(f"{target} is a folder; with --test, --save_dir is the JSON file to write")
+        if target.name.endswith(".meta.json"):
+            raise UserError(f"--save_dir {target} would be a sidecar; give a name that does not end in .meta.json")
         if target.exists() and not args.overwrite:
             raise UserError(f"{target} exists; give another --save_dir, or --overwrite to replace it")
 

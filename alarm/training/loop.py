@@ -24,6 +24,7 @@ from ..rewards import RewardRecipe, combine
 from ..scoring import Scorer, measure, metrics_of
 from ..types import Measured, Payment, Rollout
 from .diagnostics import Scale, aspect_share, pearson, update_drift
+from .provenance import sidecar
 from .rollout import Prompt, deal_batches, generator, resample_empty, sample_rollout
 from .run import Run, finite
 
@@ -157,7 +158,7 @@ def train(
         found = means(records)
         if main:
             run.log({"step": state["step"], "dev": found})
-        ppo.log_stats({f"dev/{name}": value for name, value in found.items()})
+        ppo.log_stats({f"dev/{name}": value for name, value in found.items() if value is not None})
         if improves(found, state["best"]):
             state["best"] = {"step": state["step"], **found}
             ppo.save_pretrained(run.dir / "best")
@@ -190,7 +191,7 @@ def train(
             run.log({"step": state["step"], "train": row} | ({"warnings": warnings} if warnings else {}))
             for warning in warnings.values():
                 progress.write(f"warning: step {state['step']}: {warning}")
-        ppo.log_stats(stats | {f"env/{name}": value for name, value in row.items()})
+        ppo.log_stats(stats | {f"env/{name}": value for name, value in row.items() if value is not None})
         shown = {"reward": "reward", "holistic": "holistic_reward", "gate": "gate_rate", "kl": "kl"}
         progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
         progress.update()
@@ -344,7 +345,8 @@ def training_row(samples: dict[str, list[float]], stats: dict) -> dict[str, floa
     texts = with_text(samples)
     for name, values in texts.items():
         if name not in NOT_METRICS:
-            row[f"length_correlation/{name}"] = pearson(values, texts["response_length"])
+            known = [pair for pair in zip(values, texts["response_length"], strict=True) if pair[0] is not None]
+            row[f"length_correlation/{name}"] = pearson(*map(list, zip(*known, strict=True))) if known else None
     row["skipped"] = int(stats["ppo/updates"] == 0 and stats["ppo/skipped_nonfinite"] > 0)
     # a step that was skipped for its rewards has no KL
     chosen = {"kl": "objective/kl", "kl_coef": "objective/kl_coef", "entropy": "objective/entropy"}
@@ -381,8 +383,12 @@ def run_test(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
     args: Namespace,
+    meta: Callable[[dict], dict],
 ) -> None:
-    """Answer and score `prompts`; write the records to the JSON file at args.save_dir, and show their means."""
+    """Answer and score `prompts`; write the records to the JSON file at args.save_dir, and show their means.
+
+    meta: generation settings -> what the file depends on, for its sidecar.
+    """
     settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": args.max_generated_len}
     started = time.perf_counter()
     records = evaluate(
@@ -402,7 +408,9 @@ def run_test(
             {keys.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
             for record in records
         ]
+        sidecar(args.save_dir).unlink(missing_ok=True)  # of a file that is replaced now
         write_json(args.save_dir, [finite(record) for record in published])
+        write_json(sidecar(args.save_dir), meta(settings))
         show(f"{args.policy_ckpt} on {len(records)} prompts", {"mean": means(records)})
         empty = sum(not record["generation"].strip() for record in records)
         unscored = sum(None in finite(record).values() for record in records)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 
 from ..api import Settings, Task
 from ..common.errors import UserError
 from ..common.flags import check_model_name, parser
 from ..common.launch import check_launch, process_state
-from .calibration import constants_of, use_calibration
+from .calibration import calibrated_models, constants_of, use_calibration
 from .flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
+from .provenance import generations_meta
 from .run import Run
 
 
@@ -74,7 +76,9 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
         # 4. answer and score, or train
         if args.test:
-            run_test(ppo, scorer, recipe, tokenizer, prompts["test"], args)
+            models = {"policy": policy} | calibrated_models(task, args, ["holistic", *task.weights(args)])
+            meta = functools.partial(generations_meta, task, args, models, sources["test"])
+            run_test(ppo, scorer, recipe, tokenizer, prompts["test"], args, meta)
         else:
             run_training(ppo, run, scorer, recipe, tokenizer, prompts["dev"], args, scales)
     finally:

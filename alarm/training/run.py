@@ -13,6 +13,7 @@ from ..common.errors import UserError
 from ..common.files import write_json, write_text
 from ..common.identity import base_changes, changes, file_identity, model_identity, rows_identity
 from ..common.launch import is_main_process
+from .provenance import versions
 
 if TYPE_CHECKING:
     from trl import PPOTrainer
@@ -222,7 +223,7 @@ class Run:
         self._hash_models()
         for change in self.inputs["changes"]:
             change.setdefault("from_step", first_step)
-        write_json(self.dir / "run.json", self.args | {"inputs": self.inputs})
+        write_json(self.dir / "run.json", self.args | {"inputs": self.inputs, "versions": versions()})
         for leftover in (self.dir / "checkpoints").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for name in ("best", "policy"):
