@@ -6,26 +6,20 @@ python ./eval/inspect_rewards.py --task_type qa --generations runs/hierarchical.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
+from alarm.api import Settings, Task
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable
 from alarm.common.flags import check_model_name, parser, positive_int
-from alarm.tasks.mt.grammar.checker import make_checker
-from alarm.tasks.qa.aspects import check_reward_models
-from alarm.tasks.qa.data import load_examples
-from alarm.tasks.spans import find_splitter
+from alarm.tasks.find import add_task_flag, find_task
+from alarm.training import main as training
 from alarm.training.flags import resolve_policy
 
 if TYPE_CHECKING:
     from alarm.rewards import RewardRecipe
-
-ROOT = Path(__file__).resolve().parents[1]
-TRAINING = {"qa": "long-form-QA/train_ppo.py", "mt": "MT/train_ppo.py"}
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -38,26 +32,17 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         "--rm_max_batch_size); the others change nothing. See long-form-QA/train_ppo.py --help, MT/train_ppo.py --help."
     )
     add = flags.add_argument
-    add("--task_type", choices=tuple(TRAINING), required=True, help="which task's aspects: qa or mt")
+    add_task_flag(flags, "--task_type")
     add("--generations", help="JSON file of generations, as train_ppo.py --test writes it")
     add("--index", type=positive_int, help="show this generation alone, counted from 1")
     add("--query", help="show the generations whose query contains this; with --generation, the whole prompt of it")
     add("--limit", type=positive_int, default=20, help="show at most this many generations, the first of the file")
     add("--generation", help="in place of a file: one response to the prompt --query")
     add("--question", help="qa, with --generation: the question in the prompt, where --examples has no such row")
-    add("--examples", help="qa: data file with the questions, rows matched by text = query (default: --test_file)")
+    add("--examples", help="data file with the rows that were answered, matched by their prompts (qa: --test_file)")
     add("--html", type=Path, help="write a page as well, here")
     add("--overwrite", action="store_true", help="replace the file at --html if it exists")
     return flags.parse_known_args(argv)
-
-
-def training_script(task: str) -> ModuleType:
-    """The task's train_ppo.py, imported from its hyphened folder; it defines flags, defaults and limits."""
-    path = ROOT / TRAINING[task]
-    spec = importlib.util.spec_from_file_location(f"train_ppo_{task}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check_own_flags(args: argparse.Namespace) -> None:
@@ -70,8 +55,8 @@ def check_own_flags(args: argparse.Namespace) -> None:
         raise UserError("--index picks from a file by number; drop it, or --query and --generation")
     if args.question is not None and (args.generation is None or args.task_type != "qa"):
         raise UserError("--question goes with --generation and --task_type qa; drop it")
-    if args.examples is not None and (args.question is not None or args.task_type != "qa"):
-        raise UserError("--examples goes with --task_type qa, without --question; drop it")
+    if args.examples is not None and args.question is not None:
+        raise UserError("--examples and --question both give the data row; drop one of them")
     if args.overwrite and args.html is None:
         raise UserError("--overwrite goes with --html; drop it")
     if args.html is not None:
@@ -82,31 +67,31 @@ def check_own_flags(args: argparse.Namespace) -> None:
             raise UserError(f"{args.html} exists; give another --html, or --overwrite to replace it")
 
 
-def questions_of(queries: list[str], path: str) -> list[dict]:
-    """The data row of each query. UserError where there is none."""
-    rows = {row["text"]: row for row in reversed(load_examples(path))}
+def rows_of(task: Task, queries: list[str], path: str) -> list[dict]:
+    """The data row of each query. UserError if there is none."""
+    rows = {task.prompt(row): row for row in reversed(task.load(path))}
     missing = [query for query in queries if query not in rows]
     if missing:
         raise UserError(
-            f"{path} has no row with the text {missing[0][:60]!r} ({len(missing)} of {len(queries)} queries are not "
+            f"{path} has no row with the prompt {missing[0][:60]!r} ({len(missing)} of {len(queries)} queries are not "
             "there); give the data that was answered by --examples, or for a single one --question"
         )
     return [rows[query] for query in queries]
 
 
-def settings_shown(task: str, args: argparse.Namespace, recipe: RewardRecipe) -> dict[str, str]:
+def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -> dict[str, str]:
     """What the rewards were made with, for the head of the report."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
     shaping = "with" if args.sigmoid_shaping else "without"
-    if task == "qa":
-        models = f"{args.reward_model_dir}; sentence splitter {args.splitter}"
-    else:
-        models = f"grammar by {args.grammar_server or args.grammar_backend}"
     gate = f", threshold {recipe.threshold:g}" if recipe.reward_type == "hierarchical" else ""
+    holistic = args.holistic_model or f"the function of {task.source}"
+    own = [flag.name for flag in (*task.flags, *(flag for aspect in task.aspects for flag in aspect.flags))]
+    settings = "; ".join(f"{name} {getattr(args, name)}" for name in own if getattr(args, name) is not None)
     return {
         "reward": f"{recipe.reward_type}{gate}; weight of the holistic reward {recipe.holistic_weight:g}",
-        "holistic": f"{args.holistic_model}; h = (raw - {recipe.holistic_mean:g}) / {recipe.holistic_std:g}",
-        "aspects": f"weights: {weights}; {shaping} sigmoid shaping; {models}",
+        "holistic": f"{holistic}; h = (raw - {recipe.holistic_mean:g}) / {recipe.holistic_std:g}",
+        "aspects": f"weights: {weights}; {shaping} sigmoid shaping",
+        "settings": settings or "none",
         "tokens": f"tokenizer of {args.policy_ckpt}",
     }
 
@@ -115,13 +100,16 @@ def settings_shown(task: str, args: argparse.Namespace, recipe: RewardRecipe) ->
 def main(argv: list[str] | None = None) -> None:
     args, rest = parse_args(argv)
 
-    # 1. whatever can be wrong without loading a model
+    # 1. what can be wrong without loading a model
     check_own_flags(args)
-    recipe_args = training_script(args.task_type).parse_args(["--save_dir", "unused", *rest])
+    task = find_task(args.task_type)
+    recipe_args = training.parse_args(task, __doc__, ["--save_dir", "unused", *rest])
+    if task.configure is not None:
+        task = task.configure(task, recipe_args)
     from alarm.evaluation.inspection.inspect import Generation, choose, read_generations_to_inspect
 
     if args.generations is not None:
-        every = read_generations_to_inspect(args.generations, args.task_type)
+        every = read_generations_to_inspect(args.generations, task)
         chosen = choose(every, args.index, args.query, args.limit, args.generations)
         title = f"{args.generations}: {len(chosen)} of {len(every)} generations"
     else:
@@ -129,37 +117,37 @@ def main(argv: list[str] | None = None) -> None:
     examples: list[dict] = [{}] * len(chosen)
     if args.question is not None:
         examples = [{"question": args.question}]
-    elif args.task_type == "qa":
-        examples = questions_of([one.query for one in chosen], args.examples or recipe_args.test_file)
+    elif args.examples or task.name == "qa":
+        examples = rows_of(task, [one.query for one in chosen], args.examples or recipe_args.test_file)
+    elif task.source:
+        print("--examples is not given: the aspects get empty rows")
     policy = resolve_policy(recipe_args.policy_ckpt)
-    check_model_name(recipe_args.holistic_model, "--holistic_model")
-
-    if args.task_type == "qa":
-        check_reward_models(recipe_args.reward_model_dir)
-        find_splitter(recipe_args.splitter)
-        checker = None
-    else:
-        checker = make_checker(recipe_args.grammar_backend, recipe_args.grammar_server)
+    if recipe_args.holistic_model is not None:
+        check_model_name(recipe_args.holistic_model, "--holistic_model")
+    for aspect in task.aspects:
+        aspect.check(recipe_args)
 
     # 2. the rewards, as train_ppo.py makes them; score, place, check
+    import torch
+
     from alarm.common.launch import process_state
     from alarm.evaluation.inspection.inspect import Report, inspect_generations
     from alarm.evaluation.inspection.show import html_report, print_report
     from alarm.evaluation.report.report import screen
-    from alarm.training.build_scorer import mt_scorer, qa_scorer
+    from alarm.rewards import RewardRecipe
+    from alarm.scoring import holistic_of, load_scorer
     from alarm.training.policy import load_tokenizer
 
     tokenizer = load_tokenizer(policy)
+    settings = Settings(recipe_args, tokenizer, process_state().device, getattr(torch, recipe_args.dtype))
+    recipe = RewardRecipe.from_flags(recipe_args, task.weights(recipe_args))
+    scorer = load_scorer(task, recipe.weights, settings, holistic_of(task, recipe_args, settings))
     try:
-        if args.task_type == "qa":
-            scorer = qa_scorer(recipe_args, tokenizer, process_state().device)
-        else:
-            scorer = mt_scorer(recipe_args, tokenizer, process_state().device, checker)
-        inspections = inspect_generations(chosen, examples, tokenizer, scorer, recipe_args.rm_max_batch_size)
+        batch = recipe_args.rm_max_batch_size
+        inspections = inspect_generations(chosen, examples, tokenizer, scorer, recipe, batch)
     finally:
-        if checker is not None:
-            checker.close()
-    report = Report(title, settings_shown(args.task_type, recipe_args, scorer.recipe), inspections)
+        scorer.close()
+    report = Report(title, settings_shown(task, recipe_args, recipe), inspections)
 
     # 3. show it
     if args.html is not None:

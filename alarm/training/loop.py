@@ -158,7 +158,7 @@ def train(
         found = means(records)
         if main:
             run.log({"step": state["step"], "dev": found})
-        ppo.log_stats({f"dev/{name}": value for name, value in found.items() if value is not None})
+        ppo.log_stats({f"dev/{name}": value for name, value in found.items()})
         if improves(found, state["best"]):
             state["best"] = {"step": state["step"], **found}
             ppo.save_pretrained(run.dir / "best")
@@ -191,7 +191,7 @@ def train(
             run.log({"step": state["step"], "train": row} | ({"warnings": warnings} if warnings else {}))
             for warning in warnings.values():
                 progress.write(f"warning: step {state['step']}: {warning}")
-        ppo.log_stats(stats | {f"env/{name}": value for name, value in row.items() if value is not None})
+        ppo.log_stats(stats | {f"env/{name}": value for name, value in row.items()})
         shown = {"reward": "reward", "holistic": "holistic_reward", "gate": "gate_rate", "kl": "kl"}
         progress.set_postfix({label: f"{row[name]:.3f}" for label, name in shown.items() if name in row})
         progress.update()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alarm.training.loop import PUBLISHED_NAMES
+from alarm.tasks.qa.spec import TASK
 from helpers import ROOT, forget_accelerate
 
 SCRIPT = str(ROOT / "long-form-QA" / "train_ppo.py")
@@ -294,7 +294,7 @@ def test_nan_rewards_stop_the_run_and_save_the_batch(world, train_ppo, tmp_path,
     assert [row[metric] for row in rows] == [row["reward"] for row in rows] == [None] * 3
 
     train_ppo([*flags, "--test", "--test_do_sample", "--save_dir", str(tmp_path / "out.json")])
-    published = PUBLISHED_NAMES.get(metric, metric)
+    published = {one.name: one.key for one in TASK.metrics}.get(metric, metric)
     answers = json.loads((tmp_path / "out.json").read_text())
     assert all(row[published] is None for row in answers if row["generation"].strip())
     assert "not finite" in capfd.readouterr().out

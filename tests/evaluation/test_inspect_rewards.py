@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from alarm import Aspect, Metric, Task
 from alarm.evaluation.inspection import show as inspection_report
 from alarm.evaluation.inspection.inspect import (
     Generation,
@@ -35,8 +36,8 @@ from alarm.evaluation.inspection.inspect import (
 )
 from alarm.evaluation.inspection.show import html_report, print_report, signed, strength
 from alarm.rewards import RewardRecipe, open_gate
-from alarm.training.loop import Scorer
-from alarm.types import AspectScore
+from alarm.scoring import Scorer
+from alarm.tasks.mt.spec import TASK as MT
 from helpers import CHECKPOINTS, ROOT, load_script
 
 SCRIPT = ROOT / "eval" / "inspect_rewards.py"
@@ -182,19 +183,21 @@ def test_eos_is_a_token_unless_the_record_says_otherwise(tokenizer):
 
 def test_recorded_metrics():
     recorded = {"holistic_reward": 0.5, "response_length": 8.0, "error_rate": 0.25, "grammar_errors": 2.0}
-    assert compare_metrics(recorded, recorded | {"holistic_reward": 0.5009, "unknown": 1.0}, True) == []
-    assert compare_metrics({}, recorded, True) == []
-    found = compare_metrics(recorded, recorded | {"holistic_reward": 0.502}, True)
+    assert compare_metrics(MT, recorded, recorded | {"holistic_reward": 0.5009, "unknown": 1.0}, True) == []
+    assert compare_metrics(MT, {}, recorded, True) == []
+    found = compare_metrics(MT, recorded, recorded | {"holistic_reward": 0.502}, True)
     assert [(d.metric, d.retokenised) for d in found] == [("holistic_reward", False)]
     assert "--ultra_mean" in found[0].reason
     # two tokens more: the rate of errors per token moves with them, the number of errors does not
-    moved = compare_metrics(recorded, recorded | {"response_length": 10, "error_rate": 0.2, "grammar_errors": 3}, True)
+    moved = compare_metrics(
+        MT, recorded, recorded | {"response_length": 10, "error_rate": 0.2, "grammar_errors": 3}, True
+    )
     assert {d.metric: d.retokenised for d in moved} == {
         "response_length": True,
         "error_rate": True,
         "grammar_errors": False,
     }
-    (nan,) = compare_metrics({"holistic_reward": 0.5}, {"holistic_reward": float("nan")}, True)
+    (nan,) = compare_metrics(MT, {"holistic_reward": 0.5}, {"holistic_reward": float("nan")}, True)
     assert not nan.retokenised
 
 
@@ -209,24 +212,28 @@ TEXTS = ["The sky is blue.", "<script>alert('[bold]x[/bold] & y')</script>", "\x
 RAW = [-1.0, -4.0, 1.0, 2.0]
 
 
-def toy_scorer(kind: str = "hierarchical", **changes) -> Scorer:
-    """h = (raw + 4) / 2; aspect "first" pays 0.5 on the first token, "last" -0.25 on the last and weighs 2."""
+FIRST = Aspect(
+    "first",
+    lambda prompts, answers, rows: [[(0, 1, 0.5)] if answer else [] for answer in answers],
+    metrics=[Metric("factuality_rate", value=lambda spans: 0.5)],
+)
+LAST = Aspect("last", lambda prompts, answers, rows: [-0.25] * len(answers))
+TOY = Task("toy", prompt=str, aspects=[FIRST, LAST])
 
-    def aspects(rollout, names):
-        first = [torch.zeros(len(ids)) for ids in rollout.response_ids]
-        last = [torch.zeros(len(ids)) for ids in rollout.response_ids]
-        for a, b in zip(first, last, strict=True):
-            a[0], b[-1] = 0.5, -0.25
-        rates = [0.5] * len(first)
-        found = {"first": AspectScore(first, {"factuality_rate": rates}), "last": AspectScore(last, {})}
-        return {name: found[name] for name in names}
 
-    def holistic(queries, responses):
-        return torch.tensor([RAW[TEXTS.index(response)] for response in responses])
+def toy_scorer(tokenizer) -> Scorer:
+    """Aspect "first" pays 0.5 on the first token, "last" -0.25 on the last."""
 
+    def holistic(rollout):
+        return torch.tensor([RAW[TEXTS.index(response)] for response in rollout.responses])
+
+    return Scorer(holistic, {aspect.name: aspect.load(None) for aspect in TOY.aspects}, TOY, tokenizer)
+
+
+def toy_recipe(kind: str, **changes) -> RewardRecipe:
+    """h = (raw + 4) / 2; "last" weighs 2."""
     recipe = {"threshold": 1.0, "holistic_weight": 3.0, "weights": {"first": 1.0, "last": 2.0}}
-    recipe |= {"holistic_mean": -4.0, "holistic_std": 2.0, **changes}
-    return Scorer(aspects, ("first", "last"), holistic, RewardRecipe(kind, **recipe), dict)
+    return RewardRecipe(kind, **recipe | {"holistic_mean": -4.0, "holistic_std": 2.0} | changes)
 
 
 def toy_report(tokenizer, kind: str = "hierarchical", **changes) -> Report:
@@ -235,7 +242,8 @@ def toy_report(tokenizer, kind: str = "hierarchical", **changes) -> Report:
         Generation(n, f"prompt {n} <i>&", text, r)
         for n, (text, r) in enumerate(zip(TEXTS, recorded, strict=True), start=1)
     ]
-    found = inspect_generations(generations, [{}] * 4, tokenizer, toy_scorer(kind, **changes), batch_size=3)
+    recipe = toy_recipe(kind, **changes)
+    found = inspect_generations(generations, [{}] * 4, tokenizer, toy_scorer(tokenizer), recipe, batch_size=3)
     return Report("runs/a<b>.json", {"reward": kind}, found)
 
 
@@ -500,7 +508,7 @@ BAD_FILES = {
     "another layout": (edit(lambda rows: rows[1].pop("generation")), "row 2 has no 'generation'"),
     "no text": (edit(lambda rows: rows[1].update(generation=None)), "'generation' is NoneType"),
     "the other task's": (edit(lambda rows: rows[0].update(grammar_errors=1)), "give --task_type mt"),
-    "an unknown query": (edit(lambda rows: rows[1].update(query="other")), "has no row with the text 'other' (1 of 3"),
+    "an unknown query": (edit(lambda rows: rows[1].update(query="other")), "has no row with the prompt 'other' (1 of 3"),
 }
 BAD_FLAGS = {
     "index out of range": (["--index", "4"], "holds the generations 1 to 3"),

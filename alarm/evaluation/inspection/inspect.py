@@ -1,7 +1,7 @@
 """Looking at rewards: which token of a response earns what, and whether it is where the recipe says it is.
 
 `inspect_generations` scores responses by the training loop's own code and places the rewards by the trainer's own code;
-`check_rewards` then checks the result against the recipe, on its own account. alarm.inspection_report shows it.
+`check_rewards` then checks the result against the recipe, on its own account. `show` shows it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...api import LENGTH, Task
 from ...common.errors import UserError
 from ...common.files import is_finite_number, read_rows, require_fields
-from ..compare import METRICS
+from ...tasks.find import BUILT_IN, find_task
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from ...rewards import RewardRecipe
-    from ...training.loop import Scorer
+    from ...scoring import Scorer
 
 TOLERANCE = 1e-3  # between a recorded metric and the same one computed again
 
@@ -115,17 +116,17 @@ class Report:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_generations_to_inspect(path: str | Path, task_type: str) -> list[Generation]:
+def read_generations_to_inspect(path: str | Path, task: Task) -> list[Generation]:
     """All rows of a generations file, in its order.
 
-    Raises UserError for rows without `query` and `generation`, and for what another task wrote.
+    Raises UserError for rows without `query` and `generation`, and for what another built-in task wrote.
     """
     rows = read_rows(path)
-    known = {name for names in METRICS.values() for name in names}
-    for task, names in METRICS.items():
-        found = (rows[0].keys() & known) - {"holistic_reward", "response_length"}
-        if task != task_type and found and found <= set(names):
-            raise UserError(f"{path} holds {task} generations ({', '.join(sorted(found))}); give --task_type {task}")
+    for name in BUILT_IN:
+        other = {metric.key for metric in find_task(name).metrics}
+        found = rows[0].keys() & other
+        if name != task.name and found and not rows[0].keys() & {metric.key for metric in task.metrics}:
+            raise UserError(f"{path} holds {name} generations ({', '.join(sorted(found))}); give --task_type {name}")
     try:
         require_fields(rows, {"query": str, "generation": str}, path)
     except UserError as error:
@@ -135,7 +136,7 @@ def read_generations_to_inspect(path: str | Path, task_type: str) -> list[Genera
             number,
             row["query"],
             row["generation"],
-            {name: float(row[name]) for name in METRICS[task_type] if is_finite_number(row.get(name))},
+            {name: float(row[name]) for name in task.columns_in_order if is_finite_number(row.get(name))},
         )
         for number, row in enumerate(rows, start=1)
     ]
@@ -210,6 +211,7 @@ def inspect_generations(
     examples: list[dict],
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
+    recipe: RewardRecipe,
     batch_size: int,
 ) -> list[Inspection]:
     """Score responses as training would, all in one padded batch, and check where the rewards lie.
@@ -219,69 +221,91 @@ def inspect_generations(
     import torch
     from tqdm.auto import tqdm
 
-    from ...training.loop import score
+    from ...rewards import aspect_rewards, aspect_sum, combine
+    from ...scoring import measure, metrics_of
     from ...types import Rollout
 
     all_ids = [response_ids(tokenizer, one.text, one.recorded.get("response_length")) for one in generations]
-    scored = []  # one (reward, gate, h, raw, aspects, metrics) a response
+    scored = []
     with tqdm(total=len(generations), desc="scoring", unit="response", leave=False, delay=3, disable=None) as progress:
         for start in range(0, len(generations), batch_size):
             part = generations[start : start + batch_size]
             rollout = Rollout(
-                query_ids=[],  # nothing that scores reads them
+                query_ids=[],  # nothing that measures reads them
                 response_ids=[torch.tensor(ids) for ids in all_ids[start : start + batch_size]],
                 queries=[one.query for one in part],
                 responses=[one.text for one in part],
                 examples=examples[start : start + batch_size],
                 too_short=torch.tensor([not one.text.strip() for one in part]),
             )
-            scores = score(rollout, scorer, scorer.aspect_names)
+            measured = measure(rollout, scorer, scorer.aspects)
+            payment = combine(measured, recipe)
+            metrics = metrics_of(measured, payment)
+            shaped = {
+                name: aspect_rewards(score, measured.lengths, recipe.sigmoid_shaping)
+                for name, score in measured.aspects.items()
+            }
+            sums = aspect_sum(measured, recipe)
             for k in range(len(part)):
-                rewards = {name: aspect.rewards[k] for name, aspect in scores.aspects.items()}
-                metrics = {name: values[k] for name, values in scores.metrics.items()}
-                reward, gate = scores.payment.rewards[k], scores.payment.gate[k].item()
-                scored.append((reward, gate, scores.holistic[k].item(), scores.raw[k].item(), rewards, metrics))
+                scored.append(
+                    Scored(
+                        reward=payment.rewards[k],
+                        gate=payment.gate[k].item(),
+                        h=payment.h[k].item(),
+                        raw=measured.holistic[k].item(),
+                        aspects={name: rows[k] for name, rows in shaped.items()},
+                        aspect_sum=sums[k],
+                        metrics={name: values[k] for name, values in metrics.items()},
+                    )
+                )
             progress.update(len(part))
 
-    placed = place_rewards([reward for reward, *_ in scored])
+    placed = place_rewards([one.reward for one in scored])
     return [
-        _inspect_one(one, ids, tokenizer, scorer.recipe, *parts, row)
-        for one, ids, (_, *parts), row in zip(generations, all_ids, scored, placed, strict=True)
+        _inspect_one(one, ids, tokenizer, scorer.task, recipe, found, row)
+        for one, ids, found, row in zip(generations, all_ids, scored, placed, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One response as training would score and pay it."""
+
+    reward: Tensor  # (T,) what PPO is given
+    gate: float
+    h: float
+    raw: float
+    aspects: dict[str, Tensor]  # name -> (T,) shaped, not weighed
+    aspect_sum: Tensor  # (T,) weighed, before any gate
+    metrics: dict[str, float | None]
 
 
 def _inspect_one(
     one: Generation,
     ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
+    task: Task,
     recipe: RewardRecipe,
-    gate: float,
-    h: float,
-    raw: float,
-    aspects: dict[str, Tensor],
-    metrics: dict[str, float],
+    found: Scored,
     placed: Tensor,
 ) -> Inspection:
+    """placed: (M,) the row of the padded batch, M >= T."""
     import torch
 
-    from ...rewards import length_rewards, normalise_holistic, weigh_aspects
-    from ...training.loop import PUBLISHED_NAMES
-    from ...types import AspectScore
+    from ...rewards import normalise_holistic
 
     tokens, text = shown_tokens(tokenizer, ids)
     too_short = not one.text.strip()
-    decision = decide(gate, h, too_short, recipe)
+    decision = decide(found.gate, found.h, too_short, recipe)
     rows = []
-    for name, rewards in aspects.items():
+    for name, rewards in found.aspects.items():
         weight = recipe.weights[name]
         unused = recipe.length_mean is not None or weight == 0
         rows.append(TokenRow(name, f"weight {weight:g}" + (", takes no part" if unused else ""), rewards.tolist()))
+    total = found.aspect_sum
     if recipe.length_mean is not None:
-        (total,) = length_rewards([len(ids)], recipe.length_mean)
         rows.append(TokenRow("length reward", f"{len(ids)} / {recipe.length_mean:g}, for the aspects", total.tolist()))
     else:
-        alone = {name: AspectScore([rewards], {}) for name, rewards in aspects.items()}
-        (total,) = weigh_aspects(alone, recipe.weights)
         rows.append(TokenRow("aspect sum", "weighted" if decision.aspects else "weighted, left out", total.tolist()))
     rows.append(TokenRow("final reward", "what PPO is given", placed[: len(ids)].tolist()))
 
@@ -289,25 +313,27 @@ def _inspect_one(
         placed,
         tokens,
         total if decision.aspects else torch.zeros(len(ids)),
-        recipe.holistic_weight * h if decision.holistic else 0.0,
+        recipe.holistic_weight * found.h if decision.holistic else 0.0,
     )
     notes = []
     if text != one.text:
-        notes.append(
-            "the tokens decode to another text than the one recorded; rewards of sentences and words are of the former"
-        )
+        notes.append("the tokens decode to another text than the one recorded; rewards of aspects are of the former")
     if tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
         notes.append("no EOS: the recorded response_length says that the response ran into the length limit")
 
-    metrics = {PUBLISHED_NAMES.get(name, name): value for name, value in metrics.items()}
+    keys = {metric.name: metric.key for metric in task.metrics}
+    metrics = {keys.get(name, name): value for name, value in found.metrics.items() if value is not None}
     # a file holds the model's own score of an empty answer; -10 belongs to training
-    (own,) = normalise_holistic(torch.tensor([raw]), recipe.holistic_mean, recipe.holistic_std, torch.tensor([False]))
+    raw = torch.tensor([found.raw])
+    (own,) = normalise_holistic(raw, recipe.holistic_mean, recipe.holistic_std, torch.tensor([False]))
     metrics["holistic_reward"] = own.item()
     if undefined := [name for name, value in metrics.items() if not math.isfinite(value)]:
         notes.append(f"not a finite number: {', '.join(undefined)}; look at the reward model")
-    differences = compare_metrics(one.recorded, metrics, same_text=text == one.text)
+    differences = compare_metrics(task, one.recorded, metrics, same_text=text == one.text)
     compared = len(one.recorded.keys() & metrics.keys())
-    return Inspection(one.number, one.query, tokens, raw, h, decision, rows, check, compared, differences, notes)
+    return Inspection(
+        one.number, one.query, tokens, found.raw, found.h, decision, rows, check, compared, differences, notes
+    )
 
 
 def decide(gate: float, h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
@@ -390,35 +416,36 @@ def _is_late(found: Tensor, due: Tensor, shift: int, slack: float) -> bool:
 
 # --- the comparison with what was recorded ---------------------------------------------------------------------------
 
-FROM_TOKENS = {"response_length", "error_rate"}
-FROM_DECODED_TEXT = {"verbosity_rate", "factuality_rate", "grammar_errors", "error_rate"}
 RETOKENISED = "can come from tokenising again, or from another --policy_ckpt"
-DEPENDS_ON = {
-    "response_length": "--policy_ckpt",
-    "holistic_reward": "--holistic_model, --ultra_mean, --ultra_std, --dtype",
-    "verbosity_rate": "--reward_model_dir, --splitter, --dtype",
-    "factuality_rate": "--reward_model_dir, --splitter, --dtype",
-    "completeness_reward": "--reward_model_dir, --completeness_reward_mean, _std, _bias, _scale, --dtype",
-    "readability": "--readability_mean, --readability_std",
-    "language_confidence": "the version of lingua",
-    "grammar_errors": "--grammar_backend, --grammar_server",
-    "error_rate": "--grammar_backend, --grammar_server",
-}
+HOLISTIC_DEPENDS_ON = "--holistic_model, --ultra_mean, --ultra_std, --dtype"
 
 
-def compare_metrics(recorded: dict[str, float], here: dict[str, float], same_text: bool) -> list[Difference]:
+def compare_metrics(
+    task: Task, recorded: dict[str, float], here: dict[str, float], same_text: bool
+) -> list[Difference]:
     """The recorded metrics from which those computed `here` differ by more than 0.001, in the order of the file.
 
     same_text: the tokens decode to the recorded text.
     """
-    same_length = recorded.get("response_length") == here.get("response_length")
+    same_length = recorded.get(LENGTH) == here.get(LENGTH)
+    of_aspects = {metric.key: metric for metric in task.metrics}
     found = []
-    for metric in [name for name in recorded if name in here]:
-        if abs(recorded[metric] - here[metric]) <= TOLERANCE:
+    for name in [name for name in recorded if name in here]:
+        if abs(recorded[name] - here[name]) <= TOLERANCE:
             continue
-        explained = (metric in FROM_TOKENS and not same_length) or (metric in FROM_DECODED_TEXT and not same_text)
-        reason = RETOKENISED if explained else f"look at {DEPENDS_ON[metric]}"
-        found.append(Difference(metric, recorded[metric], here[metric], explained, reason))
+        metric = of_aspects.get(name)
+        counts_tokens = name == LENGTH or (metric is not None and metric.differs_by == "tokens")
+        # aspects read the text that the tokens decode to
+        explained = (counts_tokens and not same_length) or (metric is not None and not same_text)
+        if explained:
+            reason = RETOKENISED
+        elif name == LENGTH:
+            reason = "look at --policy_ckpt"
+        elif metric is None:
+            reason = f"look at {HOLISTIC_DEPENDS_ON}"
+        else:
+            reason = f"look at {metric.depends_on or f'the function of the aspect, which gave another {name}'}"
+        found.append(Difference(name, recorded[name], here[name], explained, reason))
     return found
 
 
