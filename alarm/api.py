@@ -232,6 +232,11 @@ class Task:
         return tuple(metric for aspect in self.aspects for metric in aspect.metrics)
 
     @property
+    def lower_wins(self) -> frozenset[str]:
+        """The keys in files of the metrics of which the lower value wins."""
+        return frozenset(metric.key for metric in self.metrics if metric.lower_wins)
+
+    @property
     def columns_in_order(self) -> tuple[str, ...]:
         """The keys in files of all metrics, in the order of results."""
         rest = (HOLISTIC, LENGTH, *(metric.key for metric in self.metrics))

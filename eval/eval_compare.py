@@ -14,6 +14,7 @@ from pathlib import Path
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import seed_value
 from alarm.evaluation.judge.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
+from alarm.tasks.find import add_task_flag, find_task
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,9 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="folder of generation files, one *.json per run; or of one such folder per seed (seed42/, seed43/)",
     )
-    parser.add_argument(
-        "--task_type", choices=("qa", "mt"), required=True, help="which task's metrics the files hold: qa or mt"
-    )
+    add_task_flag(parser, "--task_type")
     parser.add_argument(
         "--max_compare", type=int, help="compare this many prompts, drawn at random (default: all of them)"
     )
@@ -68,7 +67,14 @@ def main(argv: list[str] | None = None) -> None:
 
     from alarm.common.bootstrap import DRAWS
     from alarm.common.files import check_writable, write_json
-    from alarm.evaluation.compare import compare, describe_conflicts, draw_prompts, is_results_file, read_seeds
+    from alarm.evaluation.compare import (
+        compare,
+        describe_conflicts,
+        draw_prompts,
+        is_results_file,
+        missing_metrics,
+        read_seeds,
+    )
     from alarm.evaluation.report.report import Setup, check_report_folder, print_results, screen, write_report
 
     # abspath drops a trailing slash and gives "." a name
@@ -84,18 +90,21 @@ def main(argv: list[str] | None = None) -> None:
     check_report_folder(report)
     judge = judge_from_flags(args, output.parent)
 
-    every = read_seeds(folder, args.task_type, args.drop_duplicates, need_text=judge is not None)
+    task = find_task(args.task_type)
+    every = read_seeds(folder, task, args.drop_duplicates, need_text=judge is not None)
     compared = {seed: draw_prompts(runs, args.max_compare, args.seed) for seed, runs in every.items()}
     first, used = next(iter(every.values())), next(iter(compared.values()))
     if judge is not None and len(first) < 2:
         raise UserError(f"{folder} holds one run, and a judge compares two; add another, or drop --use_gpt")
 
-    for line in describe_conflicts(*compared.values()):
+    if lacking := missing_metrics(task, used[0]):
+        print(f"not compared, because the files do not have it: {', '.join(lacking)}", flush=True)
+    for line in describe_conflicts(task, *compared.values()):
         print(f"warning: {line}", file=sys.stderr, flush=True)
     judgements = judge_all(judge, list(compared.values())) if judge is not None else None
-    results = compare(*compared.values(), judgements=judgements)
+    results = compare(*compared.values(), task=task, judgements=judgements)
     setup = Setup(
-        task_type=args.task_type,
+        task=task,
         folder=str(folder),
         prompts=len(used[0].queries),
         total_prompts=len(first[0].queries),

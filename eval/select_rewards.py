@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
+from alarm.tasks.find import add_task_flag, find_task
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,9 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--greedy", type=Path, required=True, help="greedy generations of the policy, a JSON file")
     parser.add_argument("--sampled", type=Path, required=True, help="sampled generations of it, on the same prompts")
-    parser.add_argument(
-        "--task_type", choices=("qa", "mt"), required=True, help="which task's metrics the files hold: qa or mt"
-    )
+    add_task_flag(parser, "--task_type")
     parser.add_argument(
         "--drop_duplicates", action="store_true", help="keep the first row of a repeated query (default: an error)"
     )
@@ -39,7 +38,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from alarm.evaluation.compare import describe_conflicts, read_generations, require_same_queries
+    from alarm.evaluation.compare import (
+        describe_conflicts,
+        missing_metrics,
+        read_generations,
+        require_same_metrics,
+        require_same_queries,
+    )
     from alarm.evaluation.report.report import check_report_folder, print_selection, screen, write_selection_report
     from alarm.evaluation.selection import select_aspect
 
@@ -48,19 +53,21 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--greedy and --sampled are both {args.greedy}; give two files")
     output = Path(os.path.abspath(args.output_dir or f"{greedy_path.parent}_results/selection"))
     check_report_folder(output)
-    greedy, sampled = (
-        read_generations(path, args.task_type, args.drop_duplicates) for path in (greedy_path, sampled_path)
-    )
+    task = find_task(args.task_type)
+    greedy, sampled = (read_generations(path, task, args.drop_duplicates) for path in (greedy_path, sampled_path))
     require_same_queries("--greedy and --sampled", greedy.name, greedy, sampled.name, sampled)
 
-    for line in describe_conflicts([greedy, sampled]):
+    require_same_metrics("--greedy and --sampled", [greedy, sampled])
+    if lacking := missing_metrics(task, greedy):
+        print(f"not compared, because the files do not have it: {', '.join(lacking)}", flush=True)
+    for line in describe_conflicts(task, [greedy, sampled]):
         print(f"warning: {line}", file=sys.stderr, flush=True)
-    selection = select_aspect(greedy, sampled, args.task_type)
+    selection = select_aspect(greedy, sampled, task)
     try:
-        write_selection_report(output, selection)
+        write_selection_report(output, selection, task)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); give a writable --output_dir") from None
-    print_selection(selection, screen())
+    print_selection(selection, task, screen())
     print(f"Figure, page and numbers: {output}")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..api import HOLISTIC, LENGTH, Task
 from ..common.bootstrap import (
     DRAWS,
     Resamples,
@@ -30,27 +31,19 @@ from ..common.bootstrap import (
 )
 from ..common.errors import UserError
 from ..common.files import is_finite_number, parse_rows, read_text
+from ..tasks.find import BUILT_IN, find_task
 
 if TYPE_CHECKING:
     from .judge.judge import Judgement
 
-HOLISTIC, LENGTH, JUDGE = "holistic_reward", "response_length", "judge"
-# the keys that `train_ppo.py --test` writes, in the order of the published results
-METRICS = {
-    "qa": (HOLISTIC, "factuality_rate", "verbosity_rate", "completeness_reward", "response_length"),
-    "mt": (HOLISTIC, "readability", "language_confidence", "grammar_errors", "response_length", "error_rate"),
-}
-LOWER_WINS = frozenset({"grammar_errors", "error_rate"})
+JUDGE = "judge"
 # what rounding can do to the score of one answer, as a share of the score (of 1 where it is smaller): bfloat16 keeps
 # 8 bits, and a deep model adds up their errors
 ROUNDING = 2**-5
-# shares of units: rounding turns a unit whose two logits are close, and then the rate moves by a whole unit
-UNIT_RATES = frozenset({"factuality_rate", "verbosity_rate"})
-TURNED = 0.1  # of the equal answers may have such a unit
-# they depend on the tokens, and one text can come from several sequences of tokens
-TOKEN_COUNTS = frozenset({"response_length", "error_rate"})
+TURNED = 0.1  # of the equal answers may have a unit that rounding turned (Metric.differs_by "units")
 STATISTICS = {"Mean": np.mean, "Min": np.min, "Max": np.max}
 SELF, AVERAGE = "*", "Avg."
+SIDECAR = ".meta.json"  # where a generations file comes from: no run of its own
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
 
 
@@ -67,15 +60,16 @@ class Generations:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_generations(path: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False) -> Generations:
-    """Read one generations file: a JSON list of objects with `query`, `generation` and every metric of `task_type`.
+def read_generations(path: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False) -> Generations:
+    """Read one generations file: a JSON list of objects with `query`, `generation` and metrics of `task`.
 
+    A metric of an aspect may be missing from all rows (the file is older than the metric). The holistic reward may not.
     drop_duplicates keeps the first row of a repeated query; need_text: rows without `generation` are an error. Raises
-    UserError for a file that is not such a list, a missing metric, a value that is not a finite number, and a repeated
-    query.
+    UserError for a file that is not such a list, for a metric that some rows lack, for a value that is not a finite
+    number, and for a repeated query.
     """
     name = path.name.removesuffix(".json")
-    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in METRICS[task_type]
+    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in task.columns_in_order
     if not path.name.isprintable() or clashes:
         raise UserError(f"{str(path)!a}: the results need a printable name that is no key of theirs; rename it")
     text = read_text(path)
@@ -102,33 +96,59 @@ def read_generations(path: Path, task_type: str, drop_duplicates: bool = False, 
             f"{path}: {len(queries) - len(set(queries))} rows repeat a query (most often {_shorten(query)}, {count} "
             "times); remove them or give --drop_duplicates to keep the first of each"
         )
-    metrics = {metric: _metric_values(rows, metric, path, task_type) for metric in METRICS[task_type]}
+    there = set().union(*rows)
+    wanted = [metric for metric in task.columns_in_order if metric in there]
+    if HOLISTIC not in wanted or not there & {metric.key for metric in task.metrics}:
+        raise UserError(f"{path} has no {_missing(there, task)}")
+    metrics = {metric: _metric_values(rows, metric, path) for metric in wanted}
     answers = [row["generation"] if isinstance(row.get("generation"), str) else None for row in rows]
     return Generations(name, queries, answers, metrics)
 
 
-def _metric_values(rows: list[dict], metric: str, path: Path, task_type: str) -> np.ndarray:
+def _missing(there: set[str], task: Task) -> str:
+    """What a file of these keys lacks, and what may be wrong."""
+    lacks = HOLISTIC if HOLISTIC not in there else "metric of an aspect"
+    for name in BUILT_IN:
+        own = {metric.key for metric in find_task(name).metrics}
+        if name != task.name and own <= there:
+            return f"{lacks} of {task.name}; these look like {name} generations, try --task_type {name}"
+    return f"'{lacks}'; --task_type {task.source or task.name} needs {', '.join(task.columns_in_order)}"
+
+
+def _metric_values(rows: list[dict], metric: str, path: Path) -> np.ndarray:
     values = []
     for row in rows:
         if metric not in row:
-            hint = f"--task_type {task_type} needs {', '.join(METRICS[task_type])}"
-            for other, names in METRICS.items():
-                if other != task_type and all(name in row for name in names):
-                    hint = f"these look like {other} generations, try --task_type {other}"
-            raise UserError(f"{path}, query {_shorten(row['query'])} has no '{metric}'; {hint}")
+            raise UserError(f"{path}, query {_shorten(row['query'])} has no '{metric}', which other rows have; add it")
         value = row[metric]
         if not is_finite_number(value):
             raise UserError(
                 f"{path}, query {_shorten(row['query'])}: '{metric}' is {_shorten(value)}, not a finite number; "
-                "mend or regenerate the row"
+                "fix or regenerate the row"
             )
         values.append(value)
     return np.array(values, dtype=np.float64)
 
 
-def criterion_title(criterion: str, gap: str = " ") -> str:
+def require_same_metrics(where: Path | str, runs: list[Generations]) -> None:
+    """Raise UserError if one run has a metric that another lacks."""
+    for run in runs[1:]:
+        if different := sorted(run.metrics.keys() ^ runs[0].metrics.keys()):
+            lacking, having = (run, runs[0]) if different[0] in runs[0].metrics else (runs[0], run)
+            raise UserError(
+                f"{where}: {lacking.name} has no '{different[0]}', which {having.name} has; generate it again, or "
+                "remove the metric from the others"
+            )
+
+
+def missing_metrics(task: Task, run: Generations) -> list[str]:
+    """The task's metrics that a run does not have."""
+    return [metric for metric in task.columns_in_order if metric not in run.metrics]
+
+
+def criterion_title(criterion: str, lower_wins: frozenset[str], gap: str = " ") -> str:
     """A criterion's name, with a word on those of which the lower value wins."""
-    return f"{criterion}{gap}(lower wins)" if criterion in LOWER_WINS else criterion
+    return f"{criterion}{gap}(lower wins)" if criterion in lower_wins else criterion
 
 
 def _shorten(value: object) -> str:
@@ -136,9 +156,7 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 50 else text[:46] + '..."'
 
 
-def read_folder(
-    folder: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False
-) -> list[Generations]:
+def read_folder(folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False) -> list[Generations]:
     """Read every `*.json` of `folder`, sorted by name, all on the same prompts.
 
     Raises UserError for a missing or empty folder, a bad file (`read_generations`), and runs whose queries differ.
@@ -148,14 +166,15 @@ def read_folder(
         inner = sorted(path.parent for path in folder.glob("*/*.json"))
         hint = f"give one of its sub-folders, such as {inner[0]}" if inner else "write some with train_ppo.py --test"
         raise UserError(f"{folder} holds no *.json files; {hint}")
-    runs = [read_generations(path, task_type, drop_duplicates, need_text) for path in paths]
+    runs = [read_generations(path, task, drop_duplicates, need_text) for path in paths]
     for run in runs[1:]:
         require_same_queries(folder, runs[0].name, runs[0], run.name, run)
+    require_same_metrics(folder, runs)
     return runs
 
 
 def read_seeds(
-    folder: Path, task_type: str, drop_duplicates: bool = False, need_text: bool = False
+    folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False
 ) -> dict[str, list[Generations]]:
     """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
 
@@ -169,8 +188,8 @@ def read_seeds(
             f"{folder} holds both runs ({paths[0].name}) and seed folders ({inner[0].name}); move one of the two away"
         )
     if not inner:
-        return {"": read_folder(folder, task_type, drop_duplicates, need_text)}
-    seeds = {path.name: read_folder(path, task_type, drop_duplicates, need_text) for path in inner}
+        return {"": read_folder(folder, task, drop_duplicates, need_text)}
+    seeds = {path.name: read_folder(path, task, drop_duplicates, need_text) for path in inner}
     (first, runs), *others = seeds.items()
     for seed, found in others:
         missing = {run.name for run in runs} ^ {run.name for run in found}
@@ -180,6 +199,7 @@ def read_seeds(
                 f"{', '.join(sorted(missing))}; add what is missing, or move it away"
             )
         require_same_queries(folder, first, runs[0], seed, found[0])
+        require_same_metrics(folder, [runs[0], found[0]])
     return seeds
 
 
@@ -188,7 +208,8 @@ def _run_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} does not exist; give the folder that holds the generation files")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the generation files")
-    return sorted(path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith("."))
+    files = [path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith(".")]
+    return sorted(path for path in files if not path.name.endswith(SIDECAR))
 
 
 def require_same_queries(where: Path | str, first_name: str, first: Generations, name: str, run: Generations) -> None:
@@ -245,16 +266,18 @@ def comparable_metrics(runs: list[Generations]) -> dict[str, np.ndarray]:
     }
 
 
-def describe_conflicts(*seeds: list[Generations]) -> list[str]:
+def describe_conflicts(task: Task, *seeds: list[Generations]) -> list[str]:
     """A line for each metric whose values for equal answers differ by more than rounding can explain.
 
     seeds: the runs of each seed. Such runs were scored by different models, or with different constants.
     """
+    differs_by = {LENGTH: "tokens"} | {metric.key: metric.differs_by for metric in task.metrics}
     lines = []
-    for metric in seeds[0][0].metrics.keys() - TOKEN_COUNTS:
+    # what depends on the tokens differs rightly: one text can come from several sequences of tokens
+    for metric in [name for name in seeds[0][0].metrics if differs_by.get(name) != "tokens"]:
         found = [_conflict(a, b, metric) for runs in seeds for a, b in combinations(runs, 2)]
         equal, count = (sum(one[k] for one in found) for k in (0, 1))
-        if count > (TURNED * equal if metric in UNIT_RATES else 0):
+        if count > (TURNED * equal if differs_by.get(metric) == "units" else 0):
             _, _, largest, names = max(found, key=lambda one: one[2])
             lines.append(
                 f"{metric} differs on {count} of {equal} pairs of equal answers by more than rounding: by "
@@ -333,7 +356,9 @@ def deviation(values: list[float | None]) -> float | None:
 Judgements = dict[tuple[str, str], "list[Judgement]"]  # (run a, run b), in file order -> one judgement a prompt
 
 
-def compare(*seeds: list[Generations], judgements: list[Judgements] | None = None, draws: int = DRAWS) -> dict:
+def compare(
+    *seeds: list[Generations], task: Task, judgements: list[Judgements] | None = None, draws: int = DRAWS
+) -> dict:
     """Compare every ordered pair of runs on every metric, and by the judge where there are `judgements`, one a seed.
 
     seeds: the runs of each seed, the same names on the same prompts. Equal answers to a prompt tie by every metric
@@ -359,7 +384,7 @@ def compare(*seeds: list[Generations], judgements: list[Judgements] | None = Non
         names = (runs[i].name, runs[j].name)
         values = [comparable_metrics([s[i], s[j]]) for s in seeds]
         verdicts = {
-            metric: np.stack([metric_verdicts(*of_seed[metric], metric in LOWER_WINS) for of_seed in values])
+            metric: np.stack([metric_verdicts(*of_seed[metric], metric in task.lower_wins) for of_seed in values])
             for metric in runs[0].metrics
         }
         judged = [one_seed[names] for one_seed in judgements or []]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..api import Task
 from ..common.bootstrap import DRAWS, resample, resampled_shares, share, share_interval
 from ..common.errors import UserError
 from .compare import (
     HOLISTIC,
     LENGTH,
-    LOWER_WINS,
     Generations,
     comparable_metrics,
     inconsistency_terms,
@@ -21,30 +21,11 @@ from .compare import (
     win_terms,
 )
 
-# the metric that stands for each aspect, and the flags that train on this aspect alone
-FLAGS = {
-    "qa": {
-        "factuality_rate": "--w_rel 0 --w_fact 1 --w_comp 0",
-        "verbosity_rate": "--w_rel 1 --w_fact 0 --w_comp 0",
-        "completeness_reward": "--w_rel 0 --w_fact 0 --w_comp 1",
-    },
-    "mt": {
-        "readability": "--w_read 1 --w_grammar 0 --w_confidence 0",
-        "language_confidence": "--w_read 0 --w_grammar 0 --w_confidence 1",
-        "error_rate": "--w_read 0 --w_grammar 1 --w_confidence 0",
-    },
-}
-NOT_AN_ASPECT = {LENGTH: "length is no quality", "grammar_errors": "grows with length; error_rate stands for grammar"}
-# inconsistency in percent, read off the paper's figure
-PAPER = {
-    "qa": {"factuality_rate": 22.0, "verbosity_rate": 40.0, "completeness_reward": 45.0, LENGTH: 54.0},
-    "mt": {"error_rate": 17.0, "language_confidence": 31.0, "readability": 43.0, LENGTH: 44.0},
-}
 MIN_DECIDED = 10.0  # percent of prompts on which an aspect must name a winner: one that always ties contradicts nothing
 SEPARABLE = 95.0  # percent of draws
 
 
-def select_aspect(greedy: Generations, sampled: Generations, task_type: str, draws: int = DRAWS) -> dict:
+def select_aspect(greedy: Generations, sampled: Generations, task: Task, draws: int = DRAWS) -> dict:
     """Measure how often each metric contradicts the holistic reward between two answers, and recommend an aspect.
 
     greedy, sampled: answers of one policy to the same N prompts; equal ones tie (`evaluation.comparable_metrics`).
@@ -63,7 +44,7 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
     """
     prompts = len(greedy.queries)
     values = comparable_metrics([greedy, sampled])
-    verdicts = {metric: metric_verdicts(*pair, metric in LOWER_WINS) for metric, pair in values.items()}
+    verdicts = {metric: metric_verdicts(*pair, metric in task.lower_wins) for metric, pair in values.items()}
     holistic = verdicts.pop(HOLISTIC)
     decided = int(np.sum(holistic != 0))
     if not decided:
@@ -85,7 +66,7 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
         terms = inconsistency_terms(verdicts[name], holistic)
         decided_terms = _without_ties(verdicts[name], holistic)
         decided_share = 100 * float(np.mean(verdicts[name] != 0))
-        why_not = NOT_AN_ASPECT.get(name)
+        why_not = no_aspect(task, name)
         if why_not is None and decided_share < MIN_DECIDED:
             why_not = f"names a winner on {decided_share:.1f}% of the prompts only"
         metrics[name] = {
@@ -106,7 +87,7 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
     least = drawn == drawn.min(axis=1, keepdims=True, initial=np.inf)
     least_share = 100 * (least / least.sum(axis=1, keepdims=True)).mean(axis=0)  # draws that tie are shared
     selection = {
-        "task_type": task_type,
+        "task_type": task.name,
         "greedy": greedy.name,
         "sampled": sampled.name,
         "prompts": prompts,
@@ -115,16 +96,34 @@ def select_aspect(greedy: Generations, sampled: Generations, task_type: str, dra
         "metrics": metrics,
         "correlations": correlations,
         "least_share": dict(zip(eligible, map(float, least_share), strict=True)),
-        "paper": PAPER[task_type],
+        "paper": task.paper.get("inconsistency", {}),
     }
-    return selection | _recommend(selection)
+    return selection | _recommend(selection, task)
+
+
+def no_aspect(task: Task, key: str) -> str | None:
+    """Why a metric cannot stand for an aspect; None if it can. Each aspect's first metric that may stands for it."""
+    if key == LENGTH:
+        return "length is no quality"
+    for aspect in task.aspects:
+        first = next((metric.key for metric in aspect.metrics if not metric.no_aspect), None)
+        for metric in aspect.metrics:
+            if metric.key == key and key != first:
+                return metric.no_aspect or f"{first} stands for {aspect.name}"
+    return None
+
+
+def flags_of(task: Task, key: str) -> str:
+    """The flags of train_ppo.py that train on the aspect of this metric alone."""
+    chosen = next(aspect for aspect in task.aspects if key in {metric.key for metric in aspect.metrics})
+    return " ".join(f"--{aspect.flag} {int(aspect is chosen)}" for aspect in task.aspects)
 
 
 def _without_ties(verdicts: np.ndarray, holistic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return verdicts * holistic < 0, verdicts * holistic != 0
 
 
-def _recommend(selection: dict) -> dict:
+def _recommend(selection: dict, task: Task) -> dict:
     """recommended, separable, flags and reason, from the numbers."""
     metrics, least_share = selection["metrics"], selection["least_share"]
     none = {"recommended": None, "separable": False, "flags": None}
@@ -155,7 +154,7 @@ def _recommend(selection: dict) -> dict:
     return {
         "recommended": best,
         "separable": separable,
-        "flags": FLAGS[selection["task_type"]][best],
+        "flags": flags_of(task, best),
         "reason": reason,
     }
 

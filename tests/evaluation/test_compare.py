@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
 from alarm.evaluation.compare import (
-    LOWER_WINS,
-    METRICS,
     Generations,
     average,
     comparable_metrics,
@@ -28,6 +26,15 @@ from alarm.evaluation.compare import (
     win_rate,
 )
 from alarm.evaluation.judge.judge import Judgement
+from alarm.tasks.find import find_task
+
+TASKS = {name: find_task(name) for name in ("qa", "mt")}
+QA, MT = TASKS["qa"], TASKS["mt"]
+
+
+def comparison(*seeds, task=QA, **settings) -> dict:
+    return compare(*seeds, task=task, **settings)
+
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "eval"
 
@@ -37,7 +44,10 @@ def published(task: str, sampled: bool) -> dict:
 
 
 def compare_golden(task: str, sampled: bool) -> dict:
-    return compare(draw_prompts(read_folder(GOLDEN / task / "gens", task), 15 if sampled else None, seed=42))
+    return comparison(
+        draw_prompts(read_folder(GOLDEN / task / "gens", TASKS[task]), 15 if sampled else None, seed=42),
+        task=TASKS[task],
+    )
 
 
 def numbers(results: dict, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float]:
@@ -68,7 +78,9 @@ def test_qa_agrees_with_the_published_results(sampled):
     assert {key: ours[key] for key in golden} == pytest.approx(golden, abs=1e-9)
     # what ours has beyond the published keys, a run's own and a pair's
     extra = ours.keys() - golden.keys()
-    assert {key[1] for key in extra if len(key) == 2} == {f"{m}-{s}" for m in METRICS["qa"] for s in ("Min", "Max")}
+    assert {key[1] for key in extra if len(key) == 2} == {
+        f"{m}-{s}" for m in QA.columns_in_order for s in ("Min", "Max")
+    }
     assert {key[1] for key in extra if len(key) == 3} == {"Avg.-Interval"}
     assert {key[3] for key in extra if len(key) > 3} == PAIR_KEYS - {"win_rate", "holistic_reward_inconsistent"}
 
@@ -80,9 +92,9 @@ def test_mt_agrees_but_for_the_published_direction_of_the_error_metrics(sampled)
     mirrored = {
         key
         for key in golden
-        if (key[-1] == "win_rate" and key[-2] in LOWER_WINS) or (key[1] == "Avg." and key[2] in LOWER_WINS)
+        if (key[-1] == "win_rate" and key[-2] in MT.lower_wins) or (key[1] == "Avg." and key[2] in MT.lower_wins)
     }
-    assert sorted(LOWER_WINS) == ["error_rate", "grammar_errors"]
+    assert sorted(MT.lower_wins) == ["error_rate", "grammar_errors"]
     assert len(mirrored) == 3 * 2 * 2 + 3 * 2
     expected = {key: 100 - value if key in mirrored else value for key, value in golden.items()}
     assert {key: ours[key] for key in golden} == pytest.approx(expected, abs=1e-9)
@@ -109,7 +121,7 @@ def test_four_rows_by_hand():
     a = make_run("a", holistic_reward=[2.0, 0.0, 1.0, 3.0], error_rate=[0.1, 0.2, 0.3, 0.4])
     b = make_run("b", holistic_reward=[1.0, 1.0, 1.0, 1.0], error_rate=[0.5, 0.3, 0.1, 0.4])
     #                     error rate, lower wins: a       a       b    tie
-    results = compare([a, b])
+    results = comparison([a, b], task=MT)
     pair = results["a"]["b"]
     assert pair.keys() == {"holistic_reward", "error_rate"}
     assert pair["holistic_reward"].keys() == pair["error_rate"].keys() == PAIR_KEYS
@@ -134,7 +146,7 @@ def test_no_decided_prompt_gives_none_and_is_left_out_of_the_average():
     a = make_run("a", holistic_reward=[1.0, 2.0])
     same = make_run("same", holistic_reward=[1.0, 2.0])
     worse = make_run("worse", holistic_reward=[0.0, 1.0])
-    results = compare([a, same, worse])
+    results = comparison([a, same, worse])
     tied = results["a"]["same"]["holistic_reward"]
     assert (tied["win_rate"], tied["win_rate_interval"], tied["holistic_reward_inconsistent"]) == (None, None, None)
     assert (tied["win_rate_ties_half"], tied["win_rate_ties_half_interval"]) == (50.0, None)
@@ -142,13 +154,13 @@ def test_no_decided_prompt_gives_none_and_is_left_out_of_the_average():
     # two of two: certain is what it is not
     assert results["a"]["worse"]["holistic_reward"]["win_rate_interval"] == pytest.approx([15.81, 100], abs=0.01)
     assert results["a"]["Avg.-Interval"]["holistic_reward"] == pytest.approx([15.81, 100], abs=0.01)
-    assert compare([a, same])["a"]["Avg."] == {"holistic_reward": None}
-    assert compare([a, same])["a"]["Avg.-Interval"] == {"holistic_reward": None}
+    assert comparison([a, same])["a"]["Avg."] == {"holistic_reward": None}
+    assert comparison([a, same])["a"]["Avg.-Interval"] == {"holistic_reward": None}
     assert average([]) is None
 
 
 def test_one_run_has_means_and_no_pairs():
-    results = compare([make_run("a", holistic_reward=[1.0, 2.0])])
+    results = comparison([make_run("a", holistic_reward=[1.0, 2.0])])
     assert results == {
         "a": {
             "holistic_reward-Mean": 1.5,
@@ -200,12 +212,12 @@ def test_order_of_rows_changes_nothing(tmp_path_factory, rng):
     shuffled = {name: rng.sample(list_, len(list_)) for name, list_ in rows.items()}
     folder = write_runs(tmp_path_factory.mktemp("shuffled") / "gens", shuffled)
     for max_compare in (None, 15):
-        ours = compare(draw_prompts(read_folder(folder, "qa"), max_compare, seed=42))
+        ours = comparison(draw_prompts(read_folder(folder, QA), max_compare, seed=42))
         assert ours == compare_golden("qa", sampled=max_compare is not None)
 
 
 def test_draw_is_the_same_for_every_run_and_depends_on_the_seed():
-    runs = read_folder(GOLDEN / "qa" / "gens", "qa")
+    runs = read_folder(GOLDEN / "qa" / "gens", QA)
     drawn = draw_prompts(runs, 15, seed=1)
     assert len(drawn[0].queries) == len(set(drawn[0].queries)) == 15
     assert all(run.queries == drawn[0].queries for run in drawn)
@@ -216,10 +228,10 @@ def test_draw_is_the_same_for_every_run_and_depends_on_the_seed():
 
 
 def test_drop_duplicates_keeps_the_first_row(tmp_path):
-    row = dict.fromkeys(METRICS["qa"], 0)
+    row = dict.fromkeys(QA.columns_in_order, 0)
     rows = [{**row, "query": "b", "holistic_reward": 1}, {**row, "query": "a"}, {**row, "query": "b"}]
     write_runs(tmp_path / "gens", {"run": rows})
-    run = read_generations(tmp_path / "gens" / "run.json", "qa", drop_duplicates=True)
+    run = read_generations(tmp_path / "gens" / "run.json", QA, drop_duplicates=True)
     assert run.queries == ["a", "b"]
     assert run.metrics["holistic_reward"].tolist() == [0.0, 1.0]
 
@@ -231,7 +243,7 @@ def test_seeds_by_hand():
     #                                            seed 42: 3 of 4      seed 43: 1 of 3, a tie
     a = [make_run("a", holistic_reward=[1, 1, 1, -1]), make_run("a", holistic_reward=[1, -1, -1, 0])]
     b = [make_run("b", holistic_reward=[0, 0, 0, 0]), make_run("b", holistic_reward=[0, 0, 0, 0])]
-    results = compare([a[0], b[0]], [a[1], b[1]])
+    results = comparison([a[0], b[0]], [a[1], b[1]])
     rates = results["a"]["b"]["holistic_reward"]
     assert counts(rates) == (4, 1, 3)
     assert rates["win_rate_seeds"] == pytest.approx([75, 100 / 3])
@@ -249,8 +261,8 @@ def test_seeds_by_hand():
 
 
 def test_seeds_that_agree_change_nothing_but_the_counts():
-    runs = read_folder(GOLDEN / "qa" / "gens", "qa")
-    one, three = compare(runs), compare(runs, runs, runs)
+    runs = read_folder(GOLDEN / "qa" / "gens", QA)
+    one, three = comparison(runs), comparison(runs, runs, runs)
     rates, again = one["alpha"]["beta"]["factuality_rate"], three["alpha"]["beta"]["factuality_rate"]
     assert counts(again) == tuple(3 * count for count in counts(rates))
     assert again["win_rate"] == pytest.approx(rates["win_rate"])
@@ -267,23 +279,23 @@ def test_seed_folders(tmp_path):
         write_runs(folder / seed, {"a": rows, "b": rows})
     (folder / "seed42_results").mkdir()
     (folder / "logs").mkdir()
-    assert {seed: [run.name for run in runs] for seed, runs in read_seeds(folder, "qa").items()} == {
+    assert {seed: [run.name for run in runs] for seed, runs in read_seeds(folder, QA).items()} == {
         "seed42": ["a", "b"],
         "seed43": ["a", "b"],
     }
-    assert list(read_seeds(folder / "seed42", "qa")) == [""]
+    assert list(read_seeds(folder / "seed42", QA)) == [""]
 
     (folder / "seed43" / "c.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match="seed42 and seed43 must hold the same runs, but only one of them has c"):
-        read_seeds(folder, "qa")
+        read_seeds(folder, QA)
     (folder / "seed43" / "c.json").unlink()
     for name in ("a", "b"):
         (folder / "seed43" / f"{name}.json").write_text(json.dumps(rows[2:]))
     with pytest.raises(UserError, match=r"seed42 and seed43 answer different prompts: 2 queries differ"):
-        read_seeds(folder, "qa")
+        read_seeds(folder, QA)
     (folder / "a.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"both runs \(a.json\) and seed folders \(seed42\)"):
-        read_seeds(folder, "qa")
+        read_seeds(folder, QA)
 
 
 # --- equal answers ---------------------------------------------------------------------------------------------------
@@ -301,7 +313,7 @@ def test_equal_answers_tie_by_hand():
                error_rate=[0.1, 0.2, 0.0, 0.3, 0.1], response_length=[5, 6, 1, 9, 3])  # fmt: skip
     b = run_of("b", ["x", "y", "", "than b", "over a"], holistic_reward=[1, 2 + bits, bits, 1, 3],
                error_rate=[0.1 + bits, 0.2 - bits, 0.0, 0.2, 0.2], response_length=[6, 6, 0, 4, 4])  # fmt: skip
-    pair = compare([a, b])["a"]["b"]
+    pair = comparison([a, b], task=MT)["a"]["b"]
     assert counts(pair["holistic_reward"]) == (1, 3, 1)
     assert counts(pair["error_rate"]) == (1, 3, 1)
     assert counts(pair["response_length"]) == (1, 3, 1)
@@ -309,7 +321,7 @@ def test_equal_answers_tie_by_hand():
     # error_rate (lower wins) names b on the prompt that a wins, and a on the other: both of the two decided ones
     assert pair["error_rate"]["holistic_reward_inconsistent"] == 100
     # the files' own values stay what they are
-    assert compare([a, b])["b"]["holistic_reward-Min"] == bits
+    assert comparison([a, b])["b"]["holistic_reward-Min"] == bits
 
 
 def test_equal_is_the_text_character_by_character():
@@ -324,7 +336,7 @@ def test_equal_is_the_text_character_by_character():
 def test_equal_answers_tie_in_each_seed():
     a = [run_of("a", ["x", "y"], holistic_reward=[1, 1]), run_of("a", ["z", "y"], holistic_reward=[1, 1])]
     b = [run_of("b", ["x", "v"], holistic_reward=[0, 0]), run_of("b", ["w", "y"], holistic_reward=[0, 0])]
-    assert counts(compare([a[0], b[0]], [a[1], b[1]])["a"]["b"]["holistic_reward"]) == (2, 2, 0)
+    assert counts(comparison([a[0], b[0]], [a[1], b[1]])["a"]["b"]["holistic_reward"]) == (2, 2, 0)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(-3, 3)] * 4), min_size=1, max_size=25))
@@ -342,7 +354,7 @@ def test_last_bits_of_equal_answers_change_nothing(rows):
             found.append(run_of(name, answers, holistic_reward=score, error_rate=score, response_length=length))
         return found
 
-    exact, noisy = (compare(runs(noise), draws=50)["a"]["b"] for noise in (0.0, 1e-9))
+    exact, noisy = (comparison(runs(noise), draws=50)["a"]["b"] for noise in (0.0, 1e-9))
     equal = sum(row[0] == row[1] for row in rows)
     # different texts of equal value are told apart by the noise: leave those cases out
     if all(row[0] == row[1] or row[2 + row[0]] != row[2 + row[1]] for row in rows):
@@ -357,7 +369,7 @@ def test_clearly_different_scores_of_equal_answers_are_named():
     a = run_of("a", texts, **base)
 
     def lines(**changes):
-        return describe_conflicts([a, run_of("b", texts, **{**base, **changes})])
+        return describe_conflicts(QA, [a, run_of("b", texts, **{**base, **changes})])
 
     one = np.eye(40)[3]
     assert lines() == []
@@ -370,10 +382,10 @@ def test_clearly_different_scores_of_equal_answers_are_named():
     assert "40 of 40" in line
     # different answers may differ
     others = run_of("b", [f"other {i}" for i in range(40)], **{**base, "holistic_reward": zeros})
-    assert describe_conflicts([a, others]) == []
+    assert describe_conflicts(QA, [a, others]) == []
     # over all pairs and seeds
     c = run_of("c", texts, **{**base, "holistic_reward": zeros - 4})
-    (line,) = describe_conflicts([a, a, c], [a, a, c])
+    (line,) = describe_conflicts(QA, [a, a, c], [a, a, c])
     assert "160 of 240" in line
 
 
@@ -390,7 +402,7 @@ def test_judge_by_hand():
         Judgement(None, None, True),  # the same text: a tie, never asked
         Judgement(1, 1, False),
     ]
-    results = compare([a, b], judgements=[{("a", "b"): judged}])
+    results = comparison([a, b], judgements=[{("a", "b"): judged}])
     rates = results["a"]["b"]["judge"]
     assert counts(rates) == (2, 2, 1)
     assert (rates["failures"], rates["identical"]) == (1, 1)
@@ -409,7 +421,7 @@ def test_judge_by_hand():
 
 def test_a_judge_that_always_fails_gives_no_rate():
     a, b = make_run("a", holistic_reward=[1, 0]), make_run("b", holistic_reward=[0, 1])
-    rates = compare([a, b], judgements=[{("a", "b"): [Judgement(None, None, False)] * 2}])["a"]["b"]["judge"]
+    rates = comparison([a, b], judgements=[{("a", "b"): [Judgement(None, None, False)] * 2}])["a"]["b"]["judge"]
     assert counts(rates) == (0, 0, 0)
     assert {key for key, value in rates.items() if value is None} == {
         "win_rate",

@@ -508,7 +508,10 @@ BAD_FILES = {
     "another layout": (edit(lambda rows: rows[1].pop("generation")), "row 2 has no 'generation'"),
     "no text": (edit(lambda rows: rows[1].update(generation=None)), "'generation' is NoneType"),
     "the other task's": (edit(lambda rows: rows[0].update(grammar_errors=1)), "give --task_type mt"),
-    "an unknown query": (edit(lambda rows: rows[1].update(query="other")), "has no row with the prompt 'other' (1 of 3"),
+    "an unknown query": (
+        edit(lambda rows: rows[1].update(query="other")),
+        "prompt 'other' (1 of 3",
+    ),
 }
 BAD_FLAGS = {
     "index out of range": (["--index", "4"], "holds the generations 1 to 3"),

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import METRICS, Generations, compare, read_folder
+from alarm.evaluation.compare import Generations, compare, read_folder
 from alarm.evaluation.report import report
 from alarm.evaluation.report.figures import (
     WIN_COLOURS,
@@ -41,6 +41,15 @@ from alarm.evaluation.report.tables import (
     to_markdown,
 )
 from alarm.evaluation.selection import select_aspect
+from alarm.tasks.find import find_task
+
+TASKS = {name: find_task(name) for name in ("qa", "mt")}
+QA = TASKS["qa"]
+
+
+def comparison(*seeds, task=QA, **settings) -> dict:
+    return compare(*seeds, task=task, **settings)
+
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "eval"
 ODD = ["$a_1$ <b>x</b>|y", "*b* [c](http://d.example) `e` :smile:"]
@@ -48,7 +57,7 @@ PLAIN = {"markup": False, "emoji": False, "highlight": False}
 
 
 def golden(task: str) -> list[Generations]:
-    return read_folder(GOLDEN / task / "gens", task)
+    return read_folder(GOLDEN / task / "gens", TASKS[task])
 
 
 def make_runs(names: list[str], prompts: int = 4, seed: int = 0, task: str = "qa") -> list[Generations]:
@@ -58,7 +67,7 @@ def make_runs(names: list[str], prompts: int = 4, seed: int = 0, task: str = "qa
             name,
             [f"query {number}" for number in range(prompts)],
             [f"answer {number} of {name}" for number in range(prompts)],
-            {metric: random.normal(size=prompts) for metric in METRICS[task]},
+            {metric: random.normal(size=prompts) for metric in TASKS[task].columns_in_order},
         )
         for name in names
     ]
@@ -66,7 +75,7 @@ def make_runs(names: list[str], prompts: int = 4, seed: int = 0, task: str = "qa
 
 def make_setup(task: str = "qa", prompts: int = 4, **changes) -> Setup:
     values = {"folder": "gens", "total_prompts": prompts, "draw_seed": 42, "seeds": (), "draws": 2000, "judge": None}
-    return Setup(task_type=task, prompts=prompts, **{**values, **changes})
+    return Setup(task=TASKS[task], prompts=prompts, **{**values, **changes})
 
 
 def with_judge(results: dict) -> dict:
@@ -101,12 +110,12 @@ def image(png: bytes) -> np.ndarray:
 @pytest.mark.parametrize("task", ["qa", "mt"])
 @pytest.mark.parametrize("width", [60, 100])
 def test_tables_fit_the_terminal_uncut(task, width):
-    results = compare(golden(task), golden(task))  # two equal seeds: every deviation is 0
+    results = comparison(golden(task), golden(task), task=TASKS[task])  # two equal seeds: every deviation is 0
     judge = {"model": "judge-1", "calls": 1234}
     text = screen(with_judge(results), make_setup(task, 40, seeds=("seed1", "seed2"), judge=judge), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text and "\x1b" not in text
-    for metric in METRICS[task]:
+    for metric in TASKS[task].columns_in_order:
         assert f" {metric} " in text
     for cell in ("± 0.0", "± 0.000", "judge-1", "1,234", "12.5"):
         assert cell in text
@@ -116,8 +125,11 @@ def test_tables_fit_the_terminal_uncut(task, width):
 
 def test_ties_are_dashes_long_names_fold_and_columns_go_by_number():
     names = [f"[red]a long name of a run :smile: {letter}" for letter in "abcd"]
-    runs = [Generations(name, ["p", "q"], ["", ""], {m: np.array([1.0, 2.0]) for m in METRICS["qa"]}) for name in names]
-    text = screen(compare(runs))
+    runs = [
+        Generations(name, ["p", "q"], ["", ""], {m: np.array([1.0, 2.0]) for m in QA.columns_in_order})
+        for name in names
+    ]
+    text = screen(comparison(runs))
     assert "run #1 #2 #3 #4 Avg." in squeeze(text)
     assert "[red]a" in text and ":smile:" in text
     assert "- - - *" in squeeze(text)
@@ -125,7 +137,7 @@ def test_ties_are_dashes_long_names_fold_and_columns_go_by_number():
 
 
 def test_twelve_runs_leave_the_pairs_to_the_file():
-    text = screen(compare(make_runs([f"run{number}" for number in range(12)])))
+    text = screen(comparison(make_runs([f"run{number}" for number in range(12)])))
     assert "too wide for 100 columns" in text
     assert "66 pairs: too long" in text
     assert "run0 / run1" not in text
@@ -134,7 +146,7 @@ def test_twelve_runs_leave_the_pairs_to_the_file():
 
 
 def test_one_run_has_nothing_to_compare():
-    text = screen(compare(make_runs(["only"])))
+    text = screen(comparison(make_runs(["only"])))
     assert text.startswith("gens: 1 run, all 4 prompts\n")
     assert text.rstrip().endswith("One run only: nothing to compare it with.")
     assert "Win rates" not in text
@@ -143,7 +155,7 @@ def test_one_run_has_nothing_to_compare():
 def test_results_of_the_published_shape_print():
     published = json.loads((GOLDEN / "qa" / "gens-results.json").read_text())
     for result in published.values():
-        for metric in METRICS["qa"]:
+        for metric in QA.columns_in_order:
             result |= {f"{metric}-Min": 0.0, f"{metric}-Max": 1.0}
     text = screen(published)
     assert "beta 57.7 * 65.4 61.5" in squeeze(text)
@@ -152,7 +164,7 @@ def test_results_of_the_published_shape_print():
 
 def test_markup_of_any_console_is_not_read():
     text = io.StringIO()
-    print_results(compare(make_runs(["[red]a[/red] :smile:", "b"])), make_setup(), Console(file=text, width=100))
+    print_results(comparison(make_runs(["[red]a[/red] :smile:", "b"])), make_setup(), Console(file=text, width=100))
     assert "[red]a[/red] :smile:" in text.getvalue()
 
 
@@ -181,7 +193,7 @@ def hand_runs() -> list[Generations]:
 
 
 def test_outcomes_by_hand():
-    table = report.outcome_table(compare(hand_runs()), ["holistic_reward"])
+    table = report.outcome_table(comparison(hand_runs()), ["holistic_reward"], QA)
     pair, wins, ties, losses, rate, half, controlled = table.sections[0].rows[0]
     assert (pair, wins, ties, losses) == ("a / b", "2", "1", "1")
     assert rate.startswith("66.7\n")  # 2 / (2 + 1)
@@ -191,29 +203,29 @@ def test_outcomes_by_hand():
 
 
 def test_deviations_and_intervals_stand_in_the_cells():
-    results = compare(hand_runs())
+    results = comparison(hand_runs())
     results["a"]["Avg.-Std"] = {"holistic_reward": 1.25}
     results["a"]["Avg.-Interval"] = {"holistic_reward": [50.04, 72.06]}
     results["a"]["holistic_reward-Std"] = 0.0625
-    assert report.average_table(results).sections[0].rows[0] == ("a", "66.7 ± 1.2\n50.0–72.1")
-    assert report.metric_table(results).sections[0].rows == (("a", "2.500 ± 0.062\n1 .. 4"), ("b", "2.000\n0 .. 5"))
-    assert "standard deviation" in report.metric_table(results).note
+    assert report.average_table(results, QA).sections[0].rows[0] == ("a", "66.7 ± 1.2\n50.0–72.1")
+    assert report.metric_table(results, QA).sections[0].rows == (("a", "2.500 ± 0.062\n1 .. 4"), ("b", "2.000\n0 .. 5"))
+    assert "standard deviation" in report.metric_table(results, QA).note
 
 
 def test_judge_by_hand():
-    rows = report.judge_table(with_judge(compare(hand_runs()))).sections[0].rows
+    rows = report.judge_table(with_judge(comparison(hand_runs()))).sections[0].rows
     assert rows == (("a / b", "2", "1", "1", "2", "3", "12.5", "-"),)
 
 
 def test_the_paper_is_labelled():
     for task in ("qa", "mt"):
-        table = report.paper_table(task)
+        table = report.paper_table(TASKS[task])
         assert "not ours" in table.title
         assert {len(row) for row in table.sections[0].rows} == {len(table.columns)}
 
 
 def test_description_names_the_leader():
-    lines = report.describe_comparison(compare(hand_runs()), make_setup(total_prompts=9, seeds=("seed1", "seed2")))
+    lines = report.describe_comparison(comparison(hand_runs()), make_setup(total_prompts=9, seeds=("seed1", "seed2")))
     assert lines[0] == "gens: 2 runs, 4 of 9 prompts, drawn with seed 42, 2 seeds (seed1, seed2)"
     assert "of the prompts and the seeds" in lines[1]
     assert lines[2].startswith("Highest average win rate by holistic_reward: a, 66.7% (95% interval ")
@@ -256,9 +268,9 @@ def test_win_colours_darken_all_the_way_and_text_contrasts():
 
 def test_win_rate_figure_shows_the_values():
     runs = make_runs(["a", "b"])
-    for metric in METRICS["qa"]:
+    for metric in QA.columns_in_order:
         runs[0].metrics[metric], runs[1].metrics[metric] = np.ones(4), np.zeros(4)
-    pixels = image(win_rate_figure(compare(runs)))
+    pixels = image(win_rate_figure(comparison(runs), QA.lower_wins))
     assert pixels.shape[1] == 1575
     # 100 and 0 for each metric: the darkest and the palest colour, in equal parts
     shares = [np.mean(np.all(np.abs(pixels - np.array(rgb)) <= 2, axis=2)) for rgb in ([22, 64, 127], [255, 244, 224])]
@@ -269,16 +281,19 @@ def test_win_rate_figure_shows_the_values():
 def test_figures_take_ties_constants_twelve_runs_and_odd_names():
     names = [*ODD, *(f"hierarchical_with_a_very_long_name_of_a_run_{number}" for number in range(9)), "日本"]
     runs = [
-        Generations(name, ["p", "q"], ["", ""], {m: np.full(2, float(m == "response_length")) for m in METRICS["qa"]})
+        Generations(
+            name, ["p", "q"], ["", ""], {m: np.full(2, float(m == "response_length")) for m in QA.columns_in_order}
+        )
         for name in names
     ]
-    results = compare(runs)
+    results = comparison(runs)
     for result in results.values():
         result["Avg."] = {"holistic_reward": result["Avg."]["holistic_reward"]}  # one panel: the rest is alike
-    pixels = image(win_rate_figure(results))
+    pixels = image(win_rate_figure(results, QA.lower_wins))
     assert pixels.shape[1] == 1050
     assert pixels.std() > 10
-    pixels = image(distribution_figure({"holistic_reward": {run.name: run.metrics["holistic_reward"] for run in runs}}))
+    values = {"holistic_reward": {run.name: run.metrics["holistic_reward"] for run in runs}}
+    pixels = image(distribution_figure(values, QA.lower_wins))
     assert pixels.std() > 10
 
 
@@ -364,7 +379,7 @@ def check_page(folder: Path) -> Page:
 def test_report_folder(tmp_path):
     folder = tmp_path / "gens_results" / "report"
     runs = golden("mt")
-    results = with_judge(compare(runs, runs))
+    results = with_judge(comparison(runs, runs, task=TASKS["mt"]))
     setup = make_setup("mt", 40, seeds=("seed1", "seed2"), judge={"model": "m", "calls": 7})
     write_report(folder, results, setup, {"seed1": runs, "seed2": runs})
     assert {path.name for path in folder.iterdir()} == {
@@ -391,7 +406,7 @@ def test_report_folder(tmp_path):
     assert headings[0] == "Average win rate" and len(headings) == 8
 
     # its own report is replaced
-    write_report(folder, compare(runs), make_setup("mt", 40), {"": runs})
+    write_report(folder, comparison(runs), make_setup("mt", 40), {"": runs})
     assert json.loads((folder / "settings.json").read_text())["seeds"] == []
     assert [path.name for path in folder.parent.iterdir()] == ["report"]
 
@@ -401,7 +416,7 @@ def test_odd_names_and_texts_are_text(tmp_path):
     runs[0].queries[0] = runs[1].queries[0] = runs[2].queries[0] = "</p><script>alert(1)</script> \ud800 \x00 &amp;"
     runs[0].generations[0] = '<img src="http://e.example/x.png">' + "long " * 1000
     runs[1].generations[1] = " "
-    write_report(tmp_path / "r", compare(runs), make_setup(prompts=2), {"": runs})
+    write_report(tmp_path / "r", comparison(runs), make_setup(prompts=2), {"": runs})
     page = check_page(tmp_path / "r")
     for name in ODD:
         assert name in page.text
@@ -414,7 +429,7 @@ def test_odd_names_and_texts_are_text(tmp_path):
 
 def test_one_run(tmp_path):
     runs = make_runs(["only"], prompts=3)
-    write_report(tmp_path / "r", compare(runs), make_setup(prompts=3), {"": runs})
+    write_report(tmp_path / "r", comparison(runs), make_setup(prompts=3), {"": runs})
     assert not (tmp_path / "r" / "win_rates.png").exists()
     page = check_page(tmp_path / "r")
     assert "nothing to compare it with" in page.text
@@ -442,7 +457,7 @@ def test_what_is_not_a_report_is_left_alone(tmp_path):
     def refuse(folder: Path, message: str) -> None:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(UserError, match=message) as caught:
-            write_report(folder, compare(runs), make_setup(), {"": runs})
+            write_report(folder, comparison(runs), make_setup(), {"": runs})
         assert "\n" not in str(caught.value)
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -465,7 +480,7 @@ def test_what_is_not_a_report_is_left_alone(tmp_path):
 
 def test_a_failure_leaves_the_old_report(tmp_path, monkeypatch):
     runs = make_runs(["a"])
-    write_report(tmp_path / "r", compare(runs), make_setup(), {"": runs})
+    write_report(tmp_path / "r", comparison(runs), make_setup(), {"": runs})
     old = (tmp_path / "r" / "index.html").read_bytes()
 
     def fail(*_):
@@ -473,7 +488,7 @@ def test_a_failure_leaves_the_old_report(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(UserError, match="No space left on device"):
-        write_report(tmp_path / "r", compare(runs), make_setup(folder="other"), {"": runs})
+        write_report(tmp_path / "r", comparison(runs), make_setup(folder="other"), {"": runs})
     assert (tmp_path / "r" / "index.html").read_bytes() == old
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
@@ -483,13 +498,13 @@ def test_a_failure_leaves_the_old_report(tmp_path, monkeypatch):
 
 def selection() -> dict:
     greedy, sampled, _ = golden("qa")
-    return select_aspect(greedy, sampled, "qa", draws=200)
+    return select_aspect(greedy, sampled, QA, draws=200)
 
 
 def test_selection_screen():
     chosen = selection()
     text = io.StringIO()
-    print_selection(chosen, Console(file=text, width=100, **PLAIN))
+    print_selection(chosen, QA, Console(file=text, width=100, **PLAIN))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     assert "…" not in text.getvalue()
@@ -516,14 +531,14 @@ def test_selection_rows_by_hand():
         }
     }
     chosen |= {"recommended": "error_rate", "least_share": {"error_rate": 99.5}}
-    assert report.selection_table(chosen).sections[0].rows == (
+    assert report.selection_table(chosen, TASKS["mt"]).sections[0].rows == (
         ("error_rate\n(lower wins)", "17.0\n15.0–19.3", "-", "80.0", "55.0", "-0.12", "99.5", "recommended"),
     )
 
 
 def test_selection_folder(tmp_path):
     chosen = selection()
-    write_selection_report(tmp_path / "s", chosen)
+    write_selection_report(tmp_path / "s", chosen, QA)
     assert {path.name for path in (tmp_path / "s").iterdir()} == {
         "index.html",
         "report.md",
@@ -539,7 +554,7 @@ def test_selection_folder(tmp_path):
 
     # nothing to recommend, no paper, a metric without a number
     chosen["metrics"]["verbosity_rate"] |= {"inconsistency": None, "inconsistency_interval": None}
-    write_selection_report(tmp_path / "s", {**chosen, "recommended": None, "paper": None})
+    write_selection_report(tmp_path / "s", {**chosen, "recommended": None, "paper": None}, QA)
     assert "Recommended: none" in check_page(tmp_path / "s").text
     assert (tmp_path / "s" / "selection.png").read_bytes() != with_paper
 
@@ -548,7 +563,7 @@ def test_selection_folder(tmp_path):
 
 
 def test_import_loads_neither_rich_nor_matplotlib():
-    code = "import sys, alarm.report; assert not {'matplotlib', 'rich', 'torch'} & set(sys.modules)"
+    code = "import sys, alarm.evaluation.report.report; assert not {'matplotlib', 'rich', 'torch'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

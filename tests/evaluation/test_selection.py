@@ -14,16 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import METRICS, Generations
-from alarm.evaluation.selection import FLAGS, select_aspect, spearman
+from alarm.evaluation.compare import Generations
+from alarm.evaluation.selection import flags_of, no_aspect, select_aspect, spearman
+from alarm.tasks.find import find_task
 
+TASKS = {name: find_task(name) for name in ("qa", "mt")}
+QA = TASKS["qa"]
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "eval"
 
 
 def make_run(name: str, task: str, **metrics: list[float]) -> Generations:
     count = len(metrics["holistic_reward"])
-    values = {metric: np.array(metrics.get(metric, [0.0] * count), float) for metric in METRICS[task]}
+    values = {metric: np.array(metrics.get(metric, [0.0] * count), float) for metric in TASKS[task].columns_in_order}
     return Generations(name, [f"q{row}" for row in range(count)], [None] * count, values)
 
 
@@ -44,7 +47,7 @@ def test_selection_by_hand():
         completeness_reward=[-1, -1, -1, -1, 1, 1, 1, 1, 1, 1],  # 8 of 8
         response_length=[1, 1, 1, 1, -1, -1, -1, -1, 1, 1],  # 0 of 8, but no quality
     )
-    found = select_aspect(greedy, sampled, "qa")
+    found = select_aspect(greedy, sampled, QA)
     assert (found["prompts"], found["decided"]) == (10, 8)
     metrics = found["metrics"]
     assert {name: metrics[name]["inconsistency"] for name in metrics} == {
@@ -68,7 +71,7 @@ def test_selection_by_hand():
     assert "more prompts are needed" in found["reason"]
     assert sum(found["least_share"].values()) == pytest.approx(100)
 
-    many = select_aspect(*two_answers("qa", **{k: 100 * v for k, v in VERDICTS.items()}), "qa")
+    many = select_aspect(*two_answers("qa", **{k: 100 * v for k, v in VERDICTS.items()}), QA)
     assert many["separable"]
     assert many["metrics"]["verbosity_rate"]["inconsistency"] == 25.0
     assert "more prompts" not in many["reason"]
@@ -84,7 +87,7 @@ VERDICTS = {
 
 def test_an_aspect_that_never_decides_is_not_recommended():
     """With ties in the denominator it contradicts nothing, which is no reason to choose it."""
-    found = select_aspect(*two_answers("qa", **VERDICTS | {"factuality_rate": [0] * 10}), "qa")
+    found = select_aspect(*two_answers("qa", **VERDICTS | {"factuality_rate": [0] * 10}), QA)
     assert found["metrics"]["factuality_rate"]["inconsistency"] == 0
     assert found["metrics"]["factuality_rate"]["why_not"] == "names a winner on 0.0% of the prompts only"
     assert found["recommended"] == "verbosity_rate"
@@ -94,11 +97,11 @@ def test_no_aspect_will_do():
     against = [-v for v in VERDICTS["holistic_reward"]]
     names = ("factuality_rate", "verbosity_rate", "completeness_reward")
     found = select_aspect(
-        *two_answers("qa", holistic_reward=VERDICTS["holistic_reward"], **dict.fromkeys(names, against)), "qa"
+        *two_answers("qa", holistic_reward=VERDICTS["holistic_reward"], **dict.fromkeys(names, against)), QA
     )
     assert (found["recommended"], found["flags"]) == (None, None)
     assert "no less often than it agrees" in found["reason"]
-    silent = select_aspect(*two_answers("qa", holistic_reward=VERDICTS["holistic_reward"]), "qa")
+    silent = select_aspect(*two_answers("qa", holistic_reward=VERDICTS["holistic_reward"]), QA)
     assert silent["recommended"] is None
     assert "no aspect names a winner" in silent["reason"]
 
@@ -112,7 +115,7 @@ def test_ties_that_change_the_choice_are_said():
             verbosity_rate=[-1] * 3 + [1] * 17,  # 3 of 20
             completeness_reward=[-1] * 20,
         ),
-        "qa",
+        QA,
     )
     assert found["recommended"] is None  # half for, half against
     found = select_aspect(
@@ -123,7 +126,7 @@ def test_ties_that_change_the_choice_are_said():
             verbosity_rate=[-1] * 3 + [1] * 17,
             completeness_reward=[-1] * 20,
         ),
-        "qa",
+        QA,
     )
     assert found["recommended"] == "factuality_rate"
     assert "with ties left out it would be verbosity_rate" in found["reason"]
@@ -134,17 +137,19 @@ def test_lower_error_rate_wins_and_stands_for_grammar():
     greedy, sampled = two_answers(
         "mt", holistic_reward=holistic, error_rate=holistic, grammar_errors=holistic, readability=[-v for v in holistic]
     )
-    found = select_aspect(greedy, sampled, "mt")
+    found = select_aspect(greedy, sampled, TASKS["mt"])
     assert found["metrics"]["error_rate"]["inconsistency"] == 0
     assert found["recommended"] == "error_rate"
     assert found["flags"] == "--w_read 0 --w_grammar 1 --w_confidence 0"
     assert not found["metrics"]["grammar_errors"]["eligible"]
-    assert set(FLAGS["mt"]) == {"readability", "language_confidence", "error_rate"}
+    able = {name for name in TASKS["mt"].columns_in_order if no_aspect(TASKS["mt"], name) is None}
+    assert able == {"holistic_reward", "readability", "language_confidence", "error_rate"}
+    assert flags_of(QA, "verbosity_rate") == "--w_rel 1 --w_fact 0 --w_comp 0"
 
 
 def test_no_holistic_winner_is_an_error():
     with pytest.raises(UserError, match="same holistic_reward on every prompt"):
-        select_aspect(*two_answers("qa", holistic_reward=[0, 0]), "qa")
+        select_aspect(*two_answers("qa", holistic_reward=[0, 0]), QA)
 
 
 def test_spearman_by_hand():
@@ -200,7 +205,7 @@ def test_equal_answers_tie_for_every_metric_and_rank_alike():
     def runs(noise: float) -> list[Generations]:
         made = []
         for name, answers in texts.items():
-            values = {metric: of_text[metric] for metric in METRICS["qa"]}
+            values = {metric: of_text[metric] for metric in QA.columns_in_order}
             values = {metric: np.array([values[metric][text] for text in answers]) for metric in values}
             if name == "sampled":
                 values = {metric: v + noise * rng.normal(size=60) for metric, v in values.items()}
@@ -208,8 +213,8 @@ def test_equal_answers_tie_for_every_metric_and_rank_alike():
         return made
 
     every = sorted({text for answers in texts.values() for text in answers})
-    of_text = {metric: dict(zip(every, rng.normal(size=len(every)), strict=True)) for metric in METRICS["qa"]}
-    exact, noisy = (select_aspect(*runs(noise), "qa", draws=200) for noise in (0.0, 1e-9))
+    of_text = {metric: dict(zip(every, rng.normal(size=len(every)), strict=True)) for metric in QA.columns_in_order}
+    exact, noisy = (select_aspect(*runs(noise), QA, draws=200) for noise in (0.0, 1e-9))
     assert exact["decided"] == 20
     decided = {name: metric["decided_share"] for name, metric in noisy["metrics"].items()}
     assert decided == dict.fromkeys(decided, pytest.approx(100 / 3))

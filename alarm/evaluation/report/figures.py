@@ -52,7 +52,7 @@ def _png(figure: Figure, runs: int = 0) -> bytes:
 # --- win rates ---------------------------------------------------------------------------------------------------
 
 
-def win_rate_figure(results: dict[str, dict]) -> bytes:
+def win_rate_figure(results: dict[str, dict], lower_wins: frozenset[str]) -> bytes:
     """A heat map for each criterion: how often (percent) the row's run wins against the column's, and its average.
 
     Bold: the 95% interval leaves 50 out. At least two runs.
@@ -84,7 +84,7 @@ def win_rate_figure(results: dict[str, dict]) -> bytes:
             axes.set_visible(False)
             continue
         _draw_rates(axes, cells[index], scale, len(names))
-        axes.set_title(criterion_title(criteria[index]), fontsize=10, weight="bold")
+        axes.set_title(criterion_title(criteria[index], lower_wins), fontsize=10, weight="bold")
         axes.set_yticks(range(len(names)), labels, parse_math=False, fontsize=9)
         style = {"fontsize": 9, "rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks([*range(len(names)), len(names) + 0.2], [*labels, "average"], parse_math=False, **style)
@@ -149,7 +149,7 @@ def _ink_on(colour) -> str:
 # --- distributions -----------------------------------------------------------------------------------------------
 
 
-def distribution_figure(values: dict[str, dict[str, np.ndarray]]) -> bytes:
+def distribution_figure(values: dict[str, dict[str, np.ndarray]], lower_wins: frozenset[str]) -> bytes:
     """A panel for each metric with a histogram for each run, its quartiles and its mean.
 
     values: metric -> run -> (N,) finite values, the same runs in the same order for every metric.
@@ -168,7 +168,7 @@ def distribution_figure(values: dict[str, dict[str, np.ndarray]]) -> bytes:
             continue
         metric = list(values)[index]
         _draw_distributions(axes, list(values[metric].values()))
-        axes.set_title(criterion_title(metric), fontsize=10, weight="bold")
+        axes.set_title(criterion_title(metric, lower_wins), fontsize=10, weight="bold")
         names = labels if index % columns == 0 else [""] * len(labels)
         axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=9)
     figure.suptitle(

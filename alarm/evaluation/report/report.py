@@ -6,16 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...api import Task
 from ...common.errors import UserError
 from ...common.files import whole_folder
-from ..compare import AVERAGE, HOLISTIC, JUDGE, METRICS, SELF, Generations, criterion_title
+from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Generations, criterion_title
 from .page import Picture, choose_samples, html_page, markdown_report, samples_section
 from .tables import Column, Footnotes, Section, Table, fits, print_table
 
@@ -34,7 +35,7 @@ FILES = frozenset(
 class Setup:
     """How a comparison was made."""
 
-    task_type: str  # qa or mt
+    task: Task
     folder: str
     prompts: int  # compared, of
     total_prompts: int
@@ -42,6 +43,11 @@ class Setup:
     seeds: tuple[str, ...]  # folder of each training seed; () without seed folders
     draws: int  # of the bootstrap
     judge: dict | None  # what the judge run was and cost; never a key
+
+    def settings(self) -> dict:
+        """As JSON."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "task"}
+        return {"task_type": self.task.name} | named
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
@@ -73,8 +79,8 @@ def _columns(first: str, headings: Iterable[str]) -> tuple[Column, ...]:
     return (Column(first, text=True), *map(Column, headings))
 
 
-def _criterion_columns(criteria: Iterable[str]) -> tuple[Column, ...]:
-    return _columns("run", (criterion_title(criterion, "\n") for criterion in criteria))
+def _criterion_columns(criteria: Iterable[str], task: Task) -> tuple[Column, ...]:
+    return _columns("run", (criterion_title(criterion, task.lower_wins, "\n") for criterion in criteria))
 
 
 def _one_section(rows: Iterable[tuple[str, ...]]) -> tuple[Section, ...]:
@@ -84,7 +90,7 @@ def _one_section(rows: Iterable[tuple[str, ...]]) -> tuple[Section, ...]:
 # --- tables of a comparison --------------------------------------------------------------------------------------
 
 
-def metric_table(results: dict) -> Table:
+def metric_table(results: dict, task: Task) -> Table:
     metrics = [key.removesuffix("-Mean") for key in next(iter(results.values())) if key.endswith("-Mean")]
     rows = []
     for name, result in results.items():
@@ -93,10 +99,10 @@ def metric_table(results: dict) -> Table:
         rows.append((name, *(f"{mean}\n{span}" for mean, span in zip(means, ranges, strict=True))))
     seeds = any(f"{metrics[0]}-Std" in result for result in results.values())
     note = "mean ± standard deviation of the seeds' means" if seeds else "mean"
-    return Table("Metrics", f"{note}, and min .. max below it", _criterion_columns(metrics), _one_section(rows))
+    return Table("Metrics", f"{note}, and min .. max below it", _criterion_columns(metrics, task), _one_section(rows))
 
 
-def win_rate_table(results: dict, numbered: bool = False) -> Table:
+def win_rate_table(results: dict, task: Task, numbered: bool = False) -> Table:
     """One run x run block for each criterion. numbered: the columns go by the number of the run."""
     names = list(results)
     rows, columns = names, names
@@ -111,7 +117,10 @@ def win_rate_table(results: dict, numbered: bool = False) -> Table:
             for name in names
         ]
         sections.append(
-            Section(tuple((row, *line) for row, line in zip(rows, cells, strict=True)), criterion_title(criterion))
+            Section(
+                tuple((row, *line) for row, line in zip(rows, cells, strict=True)),
+                criterion_title(criterion, task.lower_wins),
+            )
         )
     return Table(
         "Win rates",
@@ -137,7 +146,7 @@ def inconsistency_table(results: dict) -> Table:
     )
 
 
-def outcome_table(results: dict, criteria: Iterable[str]) -> Table:
+def outcome_table(results: dict, criteria: Iterable[str], task: Task) -> Table:
     """Wins, ties, losses and what follows from them, for every pair; one section a criterion."""
     footnotes = Footnotes()
 
@@ -162,7 +171,7 @@ def outcome_table(results: dict, criteria: Iterable[str]) -> Table:
                     controlled(found.get("length_controlled")),
                 )
             )
-        sections.append(Section(tuple(rows), criterion_title(criterion)))
+        sections.append(Section(tuple(rows), criterion_title(criterion, task.lower_wins)))
     return Table(
         "Wins, ties, losses",
         "of the first run of the pair against the second. Win rate: 100 W/(W+L). Ties half: 100 (W+T/2)/N. Length "
@@ -173,7 +182,7 @@ def outcome_table(results: dict, criteria: Iterable[str]) -> Table:
     )
 
 
-def average_table(results: dict) -> Table:
+def average_table(results: dict, task: Task) -> Table:
     rows = []
     for name, result in results.items():
         stds, intervals = result.get(f"{AVERAGE}-Std", {}), result.get(f"{AVERAGE}-Interval", {})
@@ -188,7 +197,7 @@ def average_table(results: dict) -> Table:
         note += "; ± standard deviation over the seeds"
     if f"{AVERAGE}-Interval" in first:
         note += "; 95% interval below"
-    return Table("Average win rate", note, _criterion_columns(_criteria(results)), _one_section(rows))
+    return Table("Average win rate", note, _criterion_columns(_criteria(results), task), _one_section(rows))
 
 
 def judge_table(results: dict) -> Table:
@@ -213,60 +222,37 @@ def judge_run_table(judge: dict) -> Table:
     return Table("Judge run", "", (Column("setting", text=True), Column("value", text=True)), _one_section(rows))
 
 
-# the paper's tables (arXiv 2403.06754): win rates are averages over the three other runs
-_PAPER = {
-    "qa": (
-        ["holistic reward", "gpt-3.5-turbo", "mean holistic reward", "mean factuality rate", "mean length"],
-        [
-            ("Holistic reward", "51.76 ± 1.66", "43.07", "0.608", "0.736", "87.8"),
-            ("Factuality", "43.97 ± 3.92", "53.40", "0.538", "0.752", "116.8"),
-            ("Weighted sum", "51.05 ± 0.67", "49.44", "0.598", "0.738", "98.5"),
-            ("ALaRM", "53.22 ± 1.76", "54.08", "0.617", "0.752", "97.6"),
-        ],
-    ),
-    "mt": (
-        ["holistic reward", "grammar error rate", "gpt-3.5-turbo"],
-        [
-            ("Holistic reward", "50.00", "49.19", "50.43"),
-            ("Grammar", "48.08", "47.07", "48.60"),
-            ("Weighted sum", "49.80", "45.51", "49.24"),
-            ("ALaRM", "52.12", "58.24", "51.73"),
-        ],
-    ),
-}
-
-
-def paper_table(task_type: str) -> Table:
-    headings, rows = _PAPER[task_type]
+def paper_table(task: Task) -> Table:
     return Table(
         "The paper's numbers (not ours)",
         "average win rate (%) by each criterion, as the paper reports it for its own models (T5-large and mT5-base, "
         "three seeds); other data or models need not agree",
-        _columns("run", headings),
-        _one_section(rows),
+        _columns("run", task.paper["headings"]),
+        _one_section(task.paper["rows"]),
     )
 
 
 def comparison_tables(results: dict, setup: Setup) -> dict[str, Table]:
     """Every table of a comparison under a short key, in the order of a report."""
-    tables = {"metrics": metric_table(results)}
+    task = setup.task
+    tables = {"metrics": metric_table(results, task)}
     if len(results) > 1:
         criteria = _criteria(results)
-        tables = {"average": average_table(results), **tables, "win-rates": win_rate_table(results)}
+        tables = {"average": average_table(results, task), **tables, "win-rates": win_rate_table(results, task)}
         if all("wins" in found[criteria[0]] for found in _pairs(results).values()):
-            tables["outcomes"] = outcome_table(results, criteria)
+            tables["outcomes"] = outcome_table(results, criteria, task)
         tables["inconsistency"] = inconsistency_table(results)
         if JUDGE in criteria:
             tables["judge"] = judge_table(results)
     if setup.judge:
         tables["judge-run"] = judge_run_table(setup.judge)
-    return {**tables, "paper": paper_table(setup.task_type)}
+    return {**tables, "paper": paper_table(task)} if "rows" in task.paper else tables
 
 
 # --- tables of a selection ---------------------------------------------------------------------------------------
 
 
-def selection_table(selection: dict) -> Table:
+def selection_table(selection: dict, task: Task) -> Table:
     footnotes = Footnotes()
 
     def verdict(name: str, metric: dict) -> str:
@@ -276,7 +262,7 @@ def selection_table(selection: dict) -> Table:
 
     rows = [
         (
-            criterion_title(name, "\n"),
+            criterion_title(name, task.lower_wins, "\n"),
             _number(metric["inconsistency"]) + _range(metric["inconsistency_interval"]),
             _number(metric["inconsistency_without_ties"]),
             _number(metric["decided_share"]),
@@ -318,9 +304,9 @@ def selection_paper_table(paper: dict[str, float]) -> Table:
     )
 
 
-def selection_tables(selection: dict) -> dict[str, Table]:
+def selection_tables(selection: dict, task: Task) -> dict[str, Table]:
     """Every table of a selection under a short key, in the order of a report."""
-    tables = {"selection": selection_table(selection), "correlations": correlation_table(selection)}
+    tables = {"selection": selection_table(selection, task), "correlations": correlation_table(selection)}
     if selection.get("paper"):
         tables["paper"] = selection_paper_table(selection["paper"])
     return tables
@@ -390,7 +376,7 @@ def print_results(results: dict, setup: Setup, console: Console) -> None:
     console.print()
     print_table(tables["metrics"], console)
     if len(results) > 1:
-        _print_pairs(results, tables, console)
+        _print_pairs(results, setup, tables, console)
     for key in ("judge-run", "average"):
         if key in tables:
             print_table(tables[key], console)
@@ -398,10 +384,10 @@ def print_results(results: dict, setup: Setup, console: Console) -> None:
         _say(line, console)
 
 
-def _print_pairs(results: dict, tables: dict[str, Table], console: Console) -> None:
-    rates = tables["win-rates"]
+def _print_pairs(results: dict, setup: Setup, tables: dict[str, Table], console: Console) -> None:
+    rates, task = tables["win-rates"], setup.task
     if not fits(rates, console.width):
-        rates = win_rate_table(results, numbered=True)
+        rates = win_rate_table(results, task, numbered=True)
     if fits(rates, console.width):
         print_table(rates, console)
     else:
@@ -412,14 +398,14 @@ def _print_pairs(results: dict, tables: dict[str, Table], console: Console) -> N
         print_table(tables["inconsistency"], console)
         if "outcomes" in tables:
             shown = [criterion for criterion in _criteria(results) if criterion in (HOLISTIC, JUDGE)]
-            print_table(outcome_table(results, shown), console)
+            print_table(outcome_table(results, shown, task), console)
         if "judge" in tables:
             print_table(tables["judge"], console)
 
 
-def print_selection(selection: dict, console: Console) -> None:
+def print_selection(selection: dict, task: Task, console: Console) -> None:
     """Print the tables of a selection, then what is recommended."""
-    for table in selection_tables(selection).values():
+    for table in selection_tables(selection, task).values():
         print_table(table, console)
     for line in describe_selection(selection):
         _say(line, console)
@@ -467,12 +453,12 @@ def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, lis
             run.name: np.concatenate([seed[index].metrics[metric] for seed in seeds.values()])
             for index, run in enumerate(runs)
         }
-        for metric in METRICS[setup.task_type]
+        for metric in runs[0].metrics
     }
     pictures = {
         "metrics": Picture(
             "distributions.png",
-            distribution_figure(pooled),
+            distribution_figure(pooled, setup.task.lower_wins),
             "Histograms of every metric, one for each run, with quartiles and mean.",
             f"Distribution of every metric over the prompts{' of all seeds' if len(seeds) > 1 else ''}. What lies "
             "outside of the middle 99% is counted in the outermost bars.",
@@ -481,7 +467,7 @@ def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, lis
     if len(results) > 1:
         pictures["win-rates"] = Picture(
             "win_rates.png",
-            win_rate_figure(results),
+            win_rate_figure(results, setup.task.lower_wins),
             "Heat maps of the win rates, one for each criterion. The table below holds the same values.",
             "The darker, the more the row wins; bold: the 95% interval leaves 50 out. Long names are shortened; the "
             "order is that of the tables.",
@@ -489,16 +475,16 @@ def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, lis
     _write(
         folder,
         COMPARISON,
-        f"{len(results)} run{'s' if len(results) > 1 else ''} compared ({setup.task_type})",
+        f"{len(results)} run{'s' if len(results) > 1 else ''} compared ({setup.task.name})",
         describe_comparison(results, setup),
         comparison_tables(results, setup),
         pictures,
-        asdict(setup),
+        setup.settings(),
         samples=samples_section(runs, choose_samples(runs, setup.draw_seed), first_seed),
     )
 
 
-def write_selection_report(folder: Path, selection: dict) -> None:
+def write_selection_report(folder: Path, selection: dict, task: Task) -> None:
     """Write the report of a selection: index.html, report.md, selection.png, selection.json, settings.json.
 
     Whole or not at all. Raises UserError as `check_report_folder` does, and where the folder cannot be written.
@@ -519,7 +505,7 @@ def write_selection_report(folder: Path, selection: dict) -> None:
         SELECTION,
         f"Selection of an aspect reward ({selection['task_type']})",
         describe_selection(selection),
-        selection_tables(selection),
+        selection_tables(selection, task),
         {"selection": picture},
         {key: selection[key] for key in ("task_type", "greedy", "sampled", "prompts", "draws")},
         more={"selection.json": json.dumps(selection, indent=2) + "\n"},

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, MarianConfig, MarianMTModel
 
 from alarm.common.errors import UserError
 from alarm.evaluation.compare import read_generations
+from alarm.tasks.find import find_task
 from alarm.tasks.mt.grammar.checker import LanguageToolChecker, find_installation
 from helpers import CHECKPOINTS, ROOT, forget_accelerate, load_script
 
@@ -193,7 +194,7 @@ def test_generation_file_is_what_the_comparison_reads(world, train_ppo, tmp_path
     for row in rows:
         assert row["error_rate"] == pytest.approx(row["grammar_errors"] / row["response_length"])
         assert 0 <= row["language_confidence"] <= 1
-    assert read_generations(out, "mt").metrics["error_rate"].shape == (len(PAIRS),)
+    assert read_generations(out, find_task("mt")).metrics["error_rate"].shape == (len(PAIRS),)
     line = refused(train_ppo, [*world.flags, "--test", "--save_dir", str(out)], capfd)
     assert "--overwrite" in line and json.loads(out.read_text()) == rows
 
