@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..api import HOLISTIC, LENGTH, Metric
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_writable
 from ..common.flags import parser, positive_int
+from ..tasks.find import BUILT_IN, find_task
 from .run import read_log
 
 if TYPE_CHECKING:
@@ -22,27 +24,23 @@ FILE = "training.png"
 SOFTWARE = "alarm.plot_run"  # written into the PNG: files without it are not replaced
 COLUMNS = 4
 
-# metric -> title, and the fixed ends of its axis
+# what every task logs -> title, and the fixed ends of its axis; the panels of a task's own metrics come after them
 PANELS = {
     "reward": ("reward paid for a response", None),
-    "holistic_reward": ("holistic reward (z-normalised)", None),
+    HOLISTIC: ("holistic reward (z-normalised)", None),
     "gate_rate": ("share above the gate", (0, 1)),
     "aspect_share": ("aspects' share of the reward", (0, 1)),
     "kl": ("KL from the reference", None),
     "kl_coef": ("KL coefficient", None),
-    "response_length": ("response length (tokens)", None),
-    "relevance_rate": ("relevance rate", (0, 1)),
-    "factuality_rate": ("factuality rate", (0, 1)),
-    "completeness_reward": ("completeness (normalised)", None),
-    "readability": ("readability (normalised grade)", None),
-    "grammar_errors": ("grammar errors", None),
-    "error_rate": ("grammar errors per token", None),
-    "language_confidence": ("confidence that it is English", (0, 1)),
+    LENGTH: ("response length (tokens)", None),
 }
+# logged as well, and not drawn
+NOT_DRAWN = {"empty_rate", "aspect_paid", "holistic_paid", "skipped", "entropy", "policy_kl", "early_stopped"}
+NOT_DRAWN |= {"total_reward"}
 DEV_NAMES = {"reward": "total_reward"}  # where the dev file's name differs
 SMOOTH = ("kl_coef",)  # a mean would only lag behind
 # drift warnings are marked in the panel of what drifted
-WARNED = ("holistic_reward", "response_length")
+WARNED = (HOLISTIC, LENGTH)
 
 # colours of Okabe and Ito that differ in lightness as well; line styles and markers differ besides
 STYLES = (
@@ -135,17 +133,30 @@ def check_target(path: Path) -> None:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def plot(runs: Sequence[RunLog], window: int | None = None) -> Figure:
+def panels_of(runs: Sequence[RunLog], metrics: Sequence[Metric]) -> dict[str, tuple[str, tuple | None]]:
+    """Metric -> title, and the fixed ends of its axis: PANELS, then what the runs logged besides, in its order.
+
+    metrics: those whose titles are known.
+    """
+    known = {metric.name: (metric.title or metric.name.replace("_", " "), metric.ends) for metric in metrics}
+    logged = [name for run in runs for rows in (run.train, run.dev) for row in rows.values() for name in row]
+    own = [name for name in dict.fromkeys(logged) if name not in PANELS.keys() | NOT_DRAWN and "/" not in name]
+    ordered = [name for name in known if name in own] + [name for name in own if name not in known]
+    return PANELS | {name: known.get(name, (name.replace("_", " "), None)) for name in ordered}
+
+
+def plot(runs: Sequence[RunLog], window: int | None = None, metrics: Sequence[Metric] = ()) -> Figure:
     """A panel for each metric that one of up to 6 runs has.
 
-    `window`: steps of the running mean (None: a tenth of the longest run).
+    `window`: steps of the running mean (None: a tenth of the longest run). metrics: those whose titles are known.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    panels = panels_of(runs, metrics)
     metrics = [
         metric
-        for metric in PANELS
+        for metric in panels
         if any(run.series("train", metric)[0] or run.series("dev", DEV_NAMES.get(metric, metric))[0] for run in runs)
     ]
     rows = -(-len(metrics) // COLUMNS)
@@ -155,7 +166,7 @@ def plot(runs: Sequence[RunLog], window: int | None = None) -> Figure:
     for axes, metric in zip(grid, metrics, strict=False):
         for number in range(len(runs)):
             draw(axes, runs, number, metric, window)
-        finish(axes, metric)
+        finish(axes, *panels[metric])
     for axes in grid[len(metrics) :]:
         axes.remove()
     for axes in grid[max(0, len(metrics) - COLUMNS) : len(metrics)]:
@@ -203,11 +214,10 @@ def draw(axes: Axes, runs: Sequence[RunLog], number: int, metric: str, window: i
         axes.plot(marks, height, color=color, linestyle="none", marker="x", transform=axes.get_xaxis_transform())
 
 
-def finish(axes: Axes, metric: str) -> None:
+def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     """Title, grid and range of a panel."""
     from matplotlib.ticker import MaxNLocator
 
-    title, ends = PANELS[metric]
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -227,6 +237,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--run_dir", action="append", required=True, help="a run's folder; give it again to compare up to 6 runs")
     add("--save_dir", help=f"folder in which {FILE} is written (default: the folder of the first run)")
     add("--window", type=positive_int, help="steps of the running mean (default: a tenth of the longest run's)")
+    add("--task", help="the .py file of the runs' task, for the titles of its metrics (qa and mt are known)")
     return flags.parse_args(argv)
 
 
@@ -243,7 +254,8 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(target, "--save_dir")
     check_target(target)
 
-    figure = plot(runs, args.window)
+    tasks = [find_task(args.task)] if args.task else [find_task(name) for name in BUILT_IN]
+    figure = plot(runs, args.window, [metric for task in tasks for metric in task.metrics])
     temporary = folder / f".{FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

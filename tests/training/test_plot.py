@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from alarm import Metric
 from alarm.common.errors import UserError
-from alarm.training.plot import PANELS, STYLES, main, plot, read_run, run_names, running_mean
+from alarm.tasks.find import find_task
+from alarm.training.plot import PANELS, STYLES, RunLog, main, panels_of, plot, read_run, run_names, running_mean
+
+METRICS = [metric for name in ("qa", "mt") for metric in find_task(name).metrics]
 
 
 def row(step: int, **changes) -> dict:
@@ -70,17 +74,26 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     assert list(read_run(folder, "mine").train) == [1, 2]
 
 
+def test_metrics_of_an_unknown_task_have_panels_with_their_names(tmp_path):
+    run = RunLog(
+        "mine", {1: {"reward": 1.0, "n_words": 3.0, "entropy": 1.0, "length_correlation/n_words": 0.5}}, {}, {}
+    )
+    assert list(panels_of([run], METRICS))[len(PANELS) :] == ["n_words"]
+    assert panels_of([run], [])["n_words"] == ("n words", None)
+    assert panels_of([run], [Metric("n_words", title="words", ends=(0, 9))])["n_words"] == ("words", (0, 9))
+
+
 def lines_of(axes) -> list[tuple[list, list]]:
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
 
 
 def panels(figure) -> dict:
-    titles = {title: metric for metric, (title, _) in PANELS.items()}
+    titles = {title: metric for metric, (title, _) in PANELS.items()} | {one.title: one.name for one in METRICS}
     return {titles[axes.get_title(loc="left")]: axes for axes in figure.axes}
 
 
 def test_every_metric_of_the_log_has_a_panel_with_its_numbers(tmp_path):
-    figure = plot([read_run(a_run(tmp_path / "run"), "mine")], window=2)
+    figure = plot([read_run(a_run(tmp_path / "run"), "mine")], 2, METRICS)
     found = panels(figure)
     expected = {"reward", "holistic_reward", "gate_rate", "kl", "kl_coef", "response_length", "factuality_rate"}
     assert set(found) == expected | {"readability"}  # that one on the dev file alone
@@ -97,7 +110,7 @@ def test_every_metric_of_the_log_has_a_panel_with_its_numbers(tmp_path):
 def test_runs_differ_by_more_than_colour(tmp_path):
     assert len({str(line) for _, line, _ in STYLES}) == len({marker for _, _, marker in STYLES}) == len(STYLES)
     runs = [read_run(a_run(tmp_path / name, steps), name) for name, steps in (("a", 20), ("b", 10))]
-    figure = plot(runs)
+    figure = plot(runs, metrics=METRICS)
     _, first, _, _, second, _ = panels(figure)["reward"].lines
     assert first.get_linestyle() != second.get_linestyle() and first.get_color() != second.get_color()
     (legend,) = figure.legends
