@@ -7,9 +7,10 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, write_json
-from alarm.common.flags import parser, positive_int
+from alarm.common.flags import add_flag, add_policy_flags, parser, positive_int
 from alarm.common.launch import check_launch, process_state
-from alarm.tasks.mt.data import DATASET, load_parts, prompt
+from alarm.tasks.mt.data import prompt
+from alarm.tasks.mt.spec import TASK
 from alarm.training.flags import resolve_policy
 
 
@@ -25,17 +26,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--test_file",
         help="pairs to translate: JSON list, JSON lines or parquet (default: the test split of --dataset)",
     )
-    add("--dataset", default=DATASET, help="hub name, folder or file whose test split is used without --test_file")
-    add(
-        "--max_len",
-        type=positive_int,
-        default=128,
-        help="tokens of a prompt (longer ones are cut), and of a translation",
-    )
     add("--batch_size", type=positive_int, default=64, help="prompts per generation batch")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="type of the weights")
     add("--output", help="JSON file to write scores and translations to (default: none is written)")
     add("--overwrite", action="store_true", help="replace the --output file if it exists")
+    add_policy_flags(flags)
+    for flag in TASK.flags:
+        if flag.used_by == "all":
+            add_flag(flags, flag)
     return flags.parse_args(argv)
 
 
@@ -54,22 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     check_launch()
     check_output(args)
     policy = resolve_policy(args.policy_ckpt)
-    rows = load_parts({"test": args.test_file}, args.dataset)["test"]
 
-    from alarm.tasks.mt.quality import overlap_scores, readability_scores, translate
-    from alarm.training.policy import load_model, load_tokenizer
-    from alarm.training.rollout import encode_prompts
+    from alarm.tasks.mt.quality import overlap_scores, readability_scores
+    from alarm.training.generate import translate_split
 
     state = process_state()
-    tokenizer = load_tokenizer(policy)
-    prompts, cut = encode_prompts(tokenizer, rows, [prompt(row) for row in rows], args.max_len)
-    state.print(
-        f"{len(rows)} prompts from {args.test_file or args.dataset}, {cut} of them cut to {args.max_len} tokens"
-    )
-
-    model = load_model(policy, tokenizer, args.dtype).pretrained_model.to(state.device)
-    translations = translate(model, tokenizer, prompts, args.max_len, args.batch_size)
-    references = [row["translation"]["en"] for row in rows]
+    rows, translations = translate_split(TASK, "test", policy, args, args.batch_size)
+    references = [TASK.answer(row) for row in rows]
     scores = {
         "translations": overlap_scores(translations, references) | readability_scores(translations),
         "references": readability_scores(references),
@@ -81,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         say_counts({"empty translations": sum(not text.strip() for text in translations)})
         if args.output:
             pairs = [
-                {"query": one.text, "generation": text, "reference": reference}
-                for one, text, reference in zip(prompts, translations, references, strict=True)
+                {"query": prompt(row, args.prompt_prefix), "generation": text, "reference": reference}
+                for row, text, reference in zip(rows, translations, references, strict=True)
             ]
             write_json(args.output, {"policy": args.policy_ckpt, "scores": scores, "translations": pairs})
             print(f"wrote {args.output}")

@@ -82,6 +82,7 @@ class Flag:
     help: str
     kind: Callable[[str], Any] = finite_float
     choices: Sequence[str] | None = None
+    used_by: str = "all"  # the commands that have it: all; "score", those that compute rewards; "ppo", train_ppo alone
     statistic: str = ""  # `mean` or `std`: the statistic of the aspect's raw scores by which --calibration replaces it
 
 
@@ -177,24 +178,31 @@ class Task:
 
     prompt: data row -> the text that the policy reads.
     load: path -> data rows, checked. Default: any JSON list or JSON lines of objects.
-    answer: data row -> the text that `alarm.train_sft` teaches. Default: its field `answer`.
-    defaults: flag (without --) -> the task's own default of it; see `training.flags.DEFAULTS` for the others.
+    answer: data row -> the text that `alarm.train_sft` teaches, or several. Default: its field `answer`.
+    defaults: flag (without --) of train_ppo -> the task's own default; see `training.flags.DEFAULTS` for the others.
+    load_answered: `load` of train_sft, which may need less or more of a row; default: `load`.
+    sft: the same for train_sft; see `learning.sft.DEFAULTS`.
+    repeats: questions that train and dev share stay in training, because the data repeat their formulas.
     flags: the task's own. configure(task, args) then gives the task as these flags make it, and sets the flags of
         `replaces`: flags of every task (such as max_input_len) that this one does not have.
     splits: (args, names of splits) -> their rows; default: `load` of --train_file, --dev_file, --test_file.
     holistic_max_tokens: of prompt and answer together, as the holistic model reads them.
     columns: order of the metrics (their keys in files) in results; default: holistic, length, then the aspects'.
     paper: what the paper reports of the task, to stand beside results; see evaluation.report.
+    reward_prompt: data row -> the prompt as the reward models read it; default: `prompt`.
     holistic: (prompts, answers, rows) -> B numbers, instead of a preference model; --holistic_model overrides it.
     """
 
     name: str
     prompt: Callable[[dict], str]
     aspects: Sequence[Aspect]
+    load_answered: Callable[[str | Path], list[dict]] | None = None
+    sft: Mapping[str, Any] = field(default_factory=dict)
+    repeats: bool = False
     max_input_len: int = 512
     max_generated_len: int = 128
     load: Callable[[str | Path], list[dict]] = read_rows
-    answer: Callable[[dict], str] = field(default=lambda row: row["answer"])
+    answer: Callable[[dict], str | list[str]] = field(default=lambda row: row["answer"])
     defaults: Mapping[str, Any] = field(default_factory=dict)
     flags: Sequence[Flag] = ()
     replaces: Sequence[str] = ()
@@ -203,6 +211,7 @@ class Task:
     holistic_max_tokens: int = 1024
     columns: Sequence[str] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
+    reward_prompt: Callable[[dict], str] | None = None
     holistic: Callable[[list[str], list[str], list[dict]], list[float]] | None = None
     source: str = ""  # the file that it comes from, for messages
 

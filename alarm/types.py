@@ -20,7 +20,7 @@ class Rollout:
 
     query_ids: list[torch.Tensor]  # B x (Q_i,) int64
     response_ids: list[torch.Tensor] | None  # B x (T_i,) int64; None if only texts are known
-    queries: list[str]  # B prompts, as the data has them
+    queries: list[str]  # B prompts, as the reward models read them
     responses: list[str]  # B answers, special tokens left out
     examples: list[dict]  # B data rows
     too_short: torch.Tensor  # (B,) bool: still no text after one resampling

@@ -1,4 +1,4 @@
-"""Argument parsers, the types of their flags, and the check that a flag names a model."""
+"""Argument parsers, the types of their flags, flags that several commands share, the check that one names a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from trl.paths import is_local_path
 
 from .errors import UserError
+from .languages import NAMES
+from .prompts import CHAT_TEMPLATE
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -90,3 +92,20 @@ def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.j
         return
     if is_local_path(name):
         raise UserError(f"{flag}: there is no folder {name}; give the folder of a model or a hub name")
+
+
+def add_flag(flags: argparse.ArgumentParser, flag) -> None:
+    """Add a constant of a task or an aspect (api.Flag)."""
+    flags.add_argument(f"--{flag.name}", type=flag.kind, default=flag.default, help=flag.help, choices=flag.choices)
+
+
+def add_policy_flags(flags: argparse.ArgumentParser) -> None:
+    """Add what says how a policy of any kind reads its prompts."""
+    flags.add_argument(
+        "--chat_template",
+        default="auto",
+        choices=CHAT_TEMPLATE,
+        help="auto: prompts of a decoder-only policy go through its tokenizer's chat template, if it has one",
+    )
+    flags.add_argument("--source_language", help=f"for tokenizers with language tokens: of the prompts, {NAMES}")
+    flags.add_argument("--target_language", help="for tokenizers with language tokens: of the answers")

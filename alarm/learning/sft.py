@@ -1,13 +1,19 @@
-"""Supervised fine-tuning of an encoder-decoder policy on (prompt, target) pairs."""
+"""Supervised fine-tuning of a policy on (prompt, answer) pairs: what every train_sft.py does, for a task."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..api import Task
+from ..common.errors import UserError
+from ..common.flags import add_flag, add_policy_flags, positive_int
+from ..common.languages import set_languages
 from ..common.launch import process_state
-from .fit import Losses, fit, token_losses
+from ..common.prompts import encode_texts, uses_chat
+from .fit import Losses, check_training, fit, leave_out_shared, token_losses, training_parser, warn_of_shared
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,16 +32,34 @@ class Encoded:
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], max_prompt: int, max_target: int
 ) -> Encoded:
-    """Tokenise pairs; what is too long loses its end, but keeps EOS."""
+    """Tokenise pairs for an encoder-decoder; what is too long loses its end, but keeps EOS."""
 
-    def encode(texts: list[str], limit: int) -> tuple[list[list[int]], int]:
-        whole = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    def encode(limit: int, **texts: list[str]) -> tuple[list[list[int]], int]:
+        whole = tokenizer(**texts, truncation=False, verbose=False)["input_ids"]
         cut = sum(len(ids) > limit for ids in whole)
-        return tokenizer(texts, truncation=True, max_length=limit)["input_ids"] if cut else whole, cut
+        return tokenizer(**texts, truncation=True, max_length=limit)["input_ids"] if cut else whole, cut
 
-    prompts, cut_prompts = encode([prompt for prompt, _ in pairs], max_prompt)
-    targets, cut_targets = encode([target for _, target in pairs], max_target)
+    prompts, cut_prompts = encode(max_prompt, text=[prompt for prompt, _ in pairs])
+    # some tokenizers write targets in another way: Marian's other vocabulary, NLLB's target language
+    targets, cut_targets = encode(max_target, text_target=[target for _, target in pairs])
     items = [{"input_ids": ids, "labels": labels} for ids, labels in zip(prompts, targets, strict=True)]
+    return Encoded(items, cut_prompts, cut_targets)
+
+
+def encode_joined(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], max_prompt: int, max_target: int, chat: bool
+) -> Encoded:
+    """Tokenise pairs for a decoder-only model: prompt and target in one sequence, of which the target is learnt.
+
+    The prompt is encoded as in training (`common.prompts`). A target that is too long loses its end, but keeps EOS.
+    """
+    prompts, _, cut_prompts = encode_texts(tokenizer, [prompt for prompt, _ in pairs], max_prompt, chat)
+    targets = tokenizer([target for _, target in pairs], add_special_tokens=False, verbose=False)["input_ids"]
+    cut_targets = sum(len(ids) >= max_target for ids in targets)
+    items = []
+    for prompt, target in zip(prompts, targets, strict=True):
+        learnt = [*target[: max_target - 1], tokenizer.eos_token_id]
+        items.append({"input_ids": prompt + learnt, "labels": [-100] * len(prompt) + learnt})
     return Encoded(items, cut_prompts, cut_targets)
 
 
@@ -46,19 +70,96 @@ def target_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
     return token_losses(model(**inputs).logits, batch["labels"])
 
 
-def train_seq2seq(
-    train: list[tuple[str, str]],
-    dev: list[tuple[str, str]],
-    args: argparse.Namespace,
-    max_prompt: int,
-    max_target: int,
-) -> dict:
+def joined_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
+    """`target_loss` of a decoder-only model: the logits at one token are of the next."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return token_losses(model(**inputs).logits[:, :-1], batch["labels"][:, 1:])
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+DEFAULTS = {"model_path": None, "train_file": None, "dev_file": None, "num_epochs": 3, "batch_size": 8, "lr": 2e-4}
+
+
+def parse_args(
+    task: Task,
+    description: str,
+    argv: list[str] | None = None,
+    add_more: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """All flags of a task's train_sft.py, and those that `add_more` adds."""
+    defaults = DEFAULTS | dict(task.sft)
+    files = {name: defaults.pop(name) for name in ("train_file", "dev_file")}
+    flags = training_parser(description, **defaults)
+    if add_more is not None:
+        add_more(flags)
+    what = {"train_file": "rows to train on", "dev_file": "held-out rows; the epoch of least loss on them is kept"}
+    for name, default in files.items():
+        flags.add_argument(f"--{name}", default=default, help=f"{what[name]} (JSON list or JSON lines)")
+    lengths = {"max_input_len": "prompt", "max_generated_len": "answer"}
+    for name, side in lengths.items():
+        if name not in task.replaces:
+            text = f"tokens of a {side}; what is longer loses its end"
+            flags.add_argument(f"--{name}", type=positive_int, default=getattr(task, name), help=text)
+    add_policy_flags(flags)
+    for flag in task.flags:
+        if flag.used_by == "all":
+            add_flag(flags, flag)
+    return flags.parse_args(argv)
+
+
+def run_sft(task: Task, args: argparse.Namespace) -> None:
+    """Fine-tune `args.model_path` to write `task.answer(row)` after `task.prompt(row)`. Writes args.save_dir."""
+    if task.configure is not None:
+        task = task.configure(task, args)
+    if args.model_path is None:
+        raise UserError("--model_path is not given; name the folder or the hub name of the model to start from")
+    check_training(args)
+    pairs = {split: load_pairs(task, split, args) for split in ("train", "dev")}
+    train, dev = pairs["train"], pairs["dev"]
+    if task.repeats:
+        warn_of_shared([prompt for prompt, _ in train], [prompt for prompt, _ in dev])
+    else:
+        train = leave_out_shared(train, dev, lambda pair: pair[0])
+    train_policy(train, dev, args)
+
+
+def load_pairs(task: Task, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(prompt, answer) for each answer of each row of a split. UserError names the file and the row that has none."""
+    path = getattr(args, f"{split}_file")
+    if task.splits is not None:
+        rows = task.splits(args, [split])[split]
+    elif path is None:
+        raise UserError(f"--{split}_file is not given; name the file of the {split} rows")
+    else:
+        rows = (task.load_answered or task.load)(path)
+    pairs = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            answers = task.answer(row)
+        except Exception as error:  # of the task's own function
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path or split}, row {number}: {reason}; fix the row or the task's `answer`") from error
+        pairs += [(task.prompt(row), answer) for answer in ([answers] if isinstance(answers, str) else answers)]
+    if not pairs:
+        raise UserError(f"{path or split} holds no reference answer; every row needs at least one")
+    return pairs
+
+
+def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args: argparse.Namespace) -> dict:
     """Fine-tune `args.model_path` on `train`, keep the epoch of least loss on `dev`, write `args.save_dir`.
 
-    `args` holds the flags of `supervised.training_parser`; lengths count tokens, EOS included. Returns the metrics that
-    are written beside the model.
+    args: the flags of `parse_args`; lengths count tokens, EOS included. Returns the metrics that are written beside the
+    model.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        DataCollatorForSeq2Seq,
+        set_seed,
+    )
 
     from trl.generation import describe_unused, keep_special_tokens
 
@@ -67,24 +168,34 @@ def train_seq2seq(
     set_seed(args.seed)
     with reported("the tokenizer of the model", args.model_path):
         tokenizer = AutoTokenizer.from_pretrained(args.model_path)
-    model = load_start(AutoModelForSeq2SeqLM, args.model_path)
+    set_languages(tokenizer, args.source_language, args.target_language)
+    with reported("the model", args.model_path):
+        both = AutoConfig.from_pretrained(args.model_path).is_encoder_decoder
+    chat = uses_chat(tokenizer, not both, args.chat_template)
+    model = load_start(AutoModelForSeq2SeqLM if both else AutoModelForCausalLM, args.model_path)
     if unused := describe_unused(model):
         process_state().print(unused)
+    if chat:
+        process_state().print(f"prompts go through the chat template of {args.model_path}")
     keep_special_tokens(model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, and its labels do not count
 
+    limits = (args.max_input_len, args.max_generated_len)
     encoded = {}
     for name, pairs in (("train", train), ("dev", dev)):
-        encoded[name] = one = encode_pairs(tokenizer, pairs, max_prompt, max_target)
+        one = encode_pairs(tokenizer, pairs, *limits) if both else encode_joined(tokenizer, pairs, *limits, chat)
+        encoded[name] = one
         process_state().print(
-            f"{name}: {len(pairs)} pairs; {one.cut_prompts} prompts cut to {max_prompt} tokens, "
-            f"{one.cut_targets} targets to {max_target}"
+            f"{name}: {len(pairs)} pairs; {one.cut_prompts} prompts cut to {limits[0]} tokens, "
+            f"{one.cut_targets} targets to {limits[1]}"
         )
     return fit(
         model,
         tokenizer,
         encoded["train"].items,
         encoded["dev"].items,
-        DataCollatorForSeq2Seq(tokenizer, model=model),
+        DataCollatorForSeq2Seq(tokenizer, model=model if both else None),
         args,
-        target_loss,
+        target_loss if both else joined_loss,
     )

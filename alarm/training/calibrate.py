@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..api import Settings, Task
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_writable, write_json
-from ..common.flags import check_model_name, parser, positive_int, seed_value
+from ..common.flags import add_policy_flags, check_model_name, parser, positive_int, seed_value
 from ..common.identity import hash_file, model_identity
 from ..tasks.find import add_task_flag, task_of
 from .calibration import KIND, THRESHOLDS, VERSION, Calibration, calibrated_models, describe, normalised
@@ -24,9 +24,7 @@ from .flags import DEFAULTS, add_reward_flags, resolve_policy
 from .provenance import versions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from trl import PPOTrainer
+    pass
 
 
 FEW = 20  # responses; fewer make numbers that another seed would change
@@ -59,6 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rm_max_batch_size", type=positive_int, default=8, help="texts per forward pass of a reward model")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="weights of policy and reward models")
     add("--seed", type=seed_value, default=42, help="seed of the sampling and of --limit")
+    add_policy_flags(flags)
     add_reward_flags(flags, task)
     args = flags.parse_args(argv)
     args.task = task if task.configure is None else task.configure(task, args)
@@ -160,54 +159,45 @@ def sample_and_measure(
 ) -> list[dict]:
     """One sampled response to each row. -> one sample a row: `generation`, and the raw score of each named reward."""
     import torch
+    from accelerate import Accelerator
     from accelerate.utils import gather_object
 
     from trl.generation import SAMPLING
 
     from ..common.console import say_counts
     from ..common.launch import process_state
+    from ..common.prompts import uses_chat
     from ..scoring import holistic_of, load_scorer
+    from .generate import generator
     from .loop import answered, failing_together
-    from .policy import encode_splits, load_tokenizer
-    from .rollout import generator
+    from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
 
     task, state = args.task, process_state()
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, args.source_language, args.target_language)
+    chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     sources = {"prompts": args.prompts}
-    prompts = encode_splits(tokenizer, {"prompts": rows}, task.prompt, args.max_input_len, sources)["prompts"]
+    prompts = encode_splits(tokenizer, {"prompts": rows}, task, args.max_input_len, sources, chat)["prompts"]
     settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
     scorer = load_scorer(task, aspects, settings, holistic_of(task, args, settings) if "holistic" in names else None)
     try:
-        ppo = build_sampler(args, policy, tokenizer)
-        generate = generator(ppo, **SAMPLING, max_new_tokens=args.max_generated_len)
-        parts = (tokenizer, scorer, ppo.accelerator, args.batch_size, "calibrate", args.seed)
+        accelerator = Accelerator()
+        model = load_answering_policy(policy, tokenizer, args)
+        generate = generator(model, tokenizer, **SAMPLING, max_new_tokens=args.max_generated_len)
+        parts = (tokenizer, scorer, accelerator, args.batch_size, "calibrate", args.seed)
         samples = []
-        with failing_together(ppo.accelerator):
+        with failing_together(accelerator):
             for batch, rollout, measured in answered(prompts, generate, *parts):
                 raw = {"length": measured.lengths} | {name: score.raw for name, score in measured.aspects.items()}
                 if measured.holistic is not None:
                     raw["holistic"] = measured.holistic.tolist()
                 for k, i in enumerate(batch):
-                    sample = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
+                    sample = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
                     samples.append(sample | {name: values[k] for name, values in raw.items()})
         samples = sorted(gather_object(samples), key=lambda sample: (sample["query"], sample["index"]))
-        say_counts(scorer.counts(), ppo.accelerator)
+        say_counts(scorer.counts(), accelerator)
     finally:
         scorer.close()
     return samples
-
-
-def build_sampler(args: argparse.Namespace, policy: str, tokenizer: PreTrainedTokenizerBase) -> PPOTrainer:
-    """The policy, to generate as training does."""
-    from peft import LoraConfig, TaskType
-
-    from trl import PPOConfig
-
-    from .policy import load_model, make_trainer
-
-    # fresh adapters add zero, and spare the trainer a copy of the model as its reference
-    model = load_model(policy, tokenizer, args.dtype, LoraConfig(r=1, task_type=TaskType.SEQ_2_SEQ_LM))
-    return make_trainer(PPOConfig(seed=args.seed, log_with="none"), model, tokenizer)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -244,9 +234,11 @@ def settings_of(args: argparse.Namespace, aspects: Iterable[str]) -> dict:
     task = args.task
     settings = {"seed": args.seed, "dtype": args.dtype, "batch_size": args.batch_size}
     settings |= {"max_input_len": args.max_input_len, "max_generated_len": args.max_generated_len}
+    settings |= {name: getattr(args, name) for name in ("chat_template", "source_language", "target_language")}
     settings |= {"sampling": SAMPLING, "holistic_max_tokens": task.holistic_max_tokens}
+    # numbers are of rewards and of normalisation, on which raw scores do not depend
     own = [*task.flags, *(flag for name in aspects for flag in task.aspect(name).flags)]
-    return settings | {flag.name: getattr(args, flag.name) for flag in own if not flag.statistic}
+    return settings | {flag.name: getattr(args, flag.name) for flag in own if flag.kind is str}
 
 
 def report(args: argparse.Namespace, content: dict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from trl.config import KL_PENALTIES, TRACKERS
@@ -12,6 +13,8 @@ from ..api import Flag, Task
 from ..common.errors import UserError
 from ..common.files import check_writable, read_json
 from ..common.flags import (
+    add_flag,
+    add_policy_flags,
     check_model_name,
     finite_float,
     nonnegative_float,
@@ -65,15 +68,11 @@ DEFAULTS = {
 }
 
 
-def add_flag(flags: argparse.ArgumentParser, flag: Flag) -> None:
-    """Add a constant of a task or an aspect."""
-    flags.add_argument(f"--{flag.name}", type=flag.kind, default=flag.default, help=flag.help, choices=flag.choices)
-
-
-def add_reward_flags(flags: argparse.ArgumentParser, task: Task) -> None:
-    """Add a task's own flags, and for each aspect its weight and its constants."""
+def add_reward_flags(flags: argparse.ArgumentParser, task: Task, used_by: Sequence[str] = ("all", "score")) -> None:
+    """Add a task's own flags that these commands use, and for each aspect its weight and its constants."""
     for flag in task.flags:
-        add_flag(flags, flag)
+        if flag.used_by in used_by:
+            add_flag(flags, flag)
     for aspect in task.aspects:
         add_flag(flags, Flag(aspect.flag, aspect.weight, f"weight of the {aspect.name} reward"))
         for flag in aspect.flags:
@@ -195,7 +194,8 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     )
     add("checkpoint_interval", "PPO steps between checkpoints (0: only at the end)", int, default=10)
     add("keep_checkpoints", "how many of the newest checkpoints to keep", positive_int, default=2)
-    add_reward_flags(flags, task)
+    add_policy_flags(flags)
+    add_reward_flags(flags, task, ("all", "score", "ppo"))
 
 
 def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -> argparse.Namespace:

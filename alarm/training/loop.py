@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
@@ -24,15 +25,16 @@ from ..rewards import RewardRecipe, combine
 from ..scoring import Scorer, measure, metrics_of
 from ..types import Measured, Payment, Rollout
 from .diagnostics import Scale, aspect_share, pearson, update_drift
+from .generate import Generate, generator
 from .provenance import sidecar
-from .rollout import Prompt, deal_batches, generator, resample_empty, sample_rollout
+from .rollout import Prompt, deal_batches, resample_empty, sample_rollout
 from .run import Run, finite
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
     from trl import PPOTrainer
+    from trl.models import PreTrainedModelWrapper
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -42,7 +44,7 @@ MAX_SKIPPED_IN_A_ROW = 3
 
 def evaluate(
     prompts: list[Prompt],
-    generate: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    generate: Generate,
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
     recipe: RewardRecipe,
@@ -64,7 +66,7 @@ def evaluate(
             payment = combine(measured, recipe)
             metrics = metrics_of(measured, payment)
             for k, i in enumerate(batch):
-                record = {"index": i, "query": rollout.queries[k], "generation": rollout.responses[k]}
+                record = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
                 record |= {name: values[k] for name, values in metrics.items()}
                 record["total_reward"] = payment.rewards[k].sum().item()
                 records.append(record)
@@ -74,7 +76,7 @@ def evaluate(
 
 def answered(
     prompts: list[Prompt],
-    generate: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    generate: Generate,
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
     accelerator: Accelerator,
@@ -142,12 +144,12 @@ def train(
     on_main(accelerator, lambda: run.start(first_step))
     ppo.start_tracker(first_step)
 
-    generate = generator(ppo, **sampling)
+    generate = generator(ppo.policy, tokenizer, **sampling)
 
     def dev() -> None:
         records = evaluate(
             dev_prompts,
-            generator(ppo, **greedy),
+            generator(ppo.policy, tokenizer, **greedy),
             tokenizer,
             scorer,
             recipe,
@@ -377,7 +379,7 @@ NOT_PUBLISHED = ("index", "total_reward")
 
 
 def run_test(
-    ppo: PPOTrainer,
+    policy: PreTrainedModelWrapper,
     scorer: Scorer,
     recipe: RewardRecipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -391,18 +393,19 @@ def run_test(
     """
     settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": args.max_generated_len}
     started = time.perf_counter()
+    accelerator = Accelerator()
     records = evaluate(
         prompts,
-        generator(ppo, **settings),
+        generator(policy, tokenizer, **settings),
         tokenizer,
         scorer,
         recipe,
-        ppo.accelerator,
+        accelerator,
         args.batch_size,
         title="test",
         sampling_seed=args.seed if args.test_do_sample else None,
     )
-    if ppo.accelerator.is_main_process:
+    if accelerator.is_main_process:
         keys = {metric.name: metric.key for metric in scorer.task.metrics}
         published = [
             {keys.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
@@ -416,7 +419,7 @@ def run_test(
         unscored = sum(None in finite(record).values() for record in records)
         print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s")
         say_counts({"empty answers": empty, "answers with a score that is not finite (null in the file)": unscored})
-    say_counts(scorer.counts(), ppo.accelerator)
+    say_counts(scorer.counts(), accelerator)
 
 
 def run_training(

@@ -10,6 +10,7 @@ from ..api import Settings, Task
 from ..common.errors import UserError
 from ..common.flags import check_model_name, parser
 from ..common.launch import check_launch, process_state
+from ..common.prompts import uses_chat
 from .calibration import calibrated_models, constants_of, use_calibration
 from .flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
 from .provenance import generations_meta
@@ -60,26 +61,35 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
     from ..rewards import RewardRecipe
     from ..scoring import holistic_of, load_scorer
     from .loop import run_test, run_training
-    from .policy import build_trainer, encode_splits, load_tokenizer
+    from .policy import (
+        build_trainer,
+        check_adapter_flags,
+        encode_splits,
+        is_encoder_decoder,
+        load_answering_policy,
+        load_tokenizer,
+    )
 
     state = process_state()
-    tokenizer = load_tokenizer(policy)
+    check_adapter_flags(args, policy)
+    tokenizer = load_tokenizer(policy, args.source_language, args.target_language)
+    chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     sources = {split: getattr(args, f"{file_of(split, args)}_file") or source_of(task, args) for split in rows}
-    prompts = encode_splits(tokenizer, rows, task.prompt, args.max_input_len, sources)
+    prompts = encode_splits(tokenizer, rows, task, args.max_input_len, sources, chat)
 
     # 3. the rewards, then the policy
     settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
     recipe = RewardRecipe.from_flags(args, task.weights(args))
     scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
     try:
-        ppo = build_trainer(args, policy, tokenizer, prompts.get("train"))
-
         # 4. answer and score, or train
         if args.test:
+            model = load_answering_policy(policy, tokenizer, args)
             models = {"policy": policy} | calibrated_models(task, args, ["holistic", *task.weights(args)])
             meta = functools.partial(generations_meta, task, args, models, sources["test"])
-            run_test(ppo, scorer, recipe, tokenizer, prompts["test"], args, meta)
+            run_test(model, scorer, recipe, tokenizer, prompts["test"], args, meta)
         else:
+            ppo = build_trainer(args, policy, tokenizer, prompts["train"])
             run_training(ppo, run, scorer, recipe, tokenizer, prompts["dev"], args, scales)
     finally:
         scorer.close()

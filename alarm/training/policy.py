@@ -3,56 +3,89 @@
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl.adapters import is_adapter
+
+from ..api import Task
 from ..common.errors import UserError
+from ..common.languages import set_languages
 from ..models.load import reported
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
-    from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
+    from trl import PPOConfig, PPOTrainer
+    from trl.models import PreTrainedModelWrapper
 
     from .rollout import Prompt
 
 
-def load_tokenizer(policy: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the policy."""
+def load_tokenizer(policy: str, source: str | None = None, target: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the policy, set to these languages if it knows any (`common.languages`)."""
     from transformers import AutoTokenizer
 
     with reported("the tokenizer of the policy", policy):
-        return AutoTokenizer.from_pretrained(policy)
+        tokenizer = AutoTokenizer.from_pretrained(policy)
+    set_languages(tokenizer, source, target)
+    return tokenizer
 
 
-def load_model(
+def is_encoder_decoder(policy: str) -> bool:
+    """The kind of the policy: encoder-decoder, or decoder-only. Loads its config alone.
+
+    Raises UserError for a model that is neither.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with reported("the policy", policy):
+        name = policy
+        if is_adapter(policy):
+            from peft import PeftConfig
+
+            name = PeftConfig.from_pretrained(policy).base_model_name_or_path
+        config = AutoConfig.from_pretrained(name)
+    if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"the policy {policy} is a {config.model_type}, which writes no text; give an encoder-decoder such as T5, "
+            "or a decoder-only language model such as Llama"
+        )
+    return config.is_encoder_decoder
+
+
+def load_policy(
     policy: str,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
     fresh_adapter: PeftConfig | None = None,
     targets: list[str] | None = None,
-) -> AutoModelForSeq2SeqLMWithValueHead:
+    prefix: tuple[int, ...] = (),
+) -> PreTrainedModelWrapper:
     """The model at `policy`, with `fresh_adapter` on `targets` if it has no adapter of its own.
 
     targets: ends of module names; None: those of `trl.lora.lora_targets`. They are printed.
+    prefix: ids in front of each response of an encoder-decoder, which the policy does not choose.
     Raises UserError if the model cannot be loaded, if it has no module of such a name, and if the tokenizer has tokens
     for which it has no embedding.
     """
     import torch
+    from peft import TaskType
 
-    from trl import AutoModelForSeq2SeqLMWithValueHead
-    from trl.adapters import is_adapter
+    from trl import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
 
+    both = is_encoder_decoder(policy)
     with reported("the policy", policy):
         if is_adapter(policy):
             if targets:
                 raise UserError(f"{policy} has an adapter, which stays where it is; drop --lora_targets")
         elif fresh_adapter is not None:
+            fresh_adapter.task_type = TaskType.SEQ_2_SEQ_LM if both else TaskType.CAUSAL_LM
             fresh_adapter.target_modules = _check_targets(policy, targets)
-        model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(
+        model_class = AutoModelForSeq2SeqLMWithValueHead if both else AutoModelForCausalLMWithValueHead
+        model = model_class.from_pretrained(
             policy,
             peft_config=None if is_adapter(policy) else fresh_adapter,
             dtype=getattr(torch, dtype),
@@ -65,23 +98,40 @@ def load_model(
             f"the tokenizer of {policy} has {last + 1} tokens and the model embeddings for {rows}; "
             "save the adapter with its embeddings, or give the tokenizer of its base model"
         )
+    model.decoder_prefix = prefix
+    return model
+
+
+def load_answering_policy(policy: str, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace):
+    """The policy that answers and does not train, on this process's device. Prints what its files ask for in vain.
+
+    args: dtype, source_language, target_language.
+    """
+    from trl.generation import describe_unused
+
+    from ..common.launch import process_state
+
+    state = process_state()
+    prefix = set_languages(tokenizer, args.source_language, args.target_language)
+    model = load_policy(policy, tokenizer, args.dtype, prefix=prefix).to(state.device)
+    if unused := describe_unused(model.base_model):
+        state.print(unused)
     return model
 
 
 def _check_targets(policy: str, targets: list[str] | None) -> list[str] | None:
     """The modules that get LoRA: `targets` if the model has them, or else those that are found. Loads no weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from trl.lora import lora_targets, unknown_targets
 
     from ..common.launch import process_state
 
     config = AutoConfig.from_pretrained(policy)
-    if not config.is_encoder_decoder:
-        return targets  # loading it reports that
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForSeq2SeqLM.from_config(config)
+        model = auto_class.from_config(config)
     if unknown := unknown_targets(model, targets or []):
         raise UserError(
             f"--lora_targets: {policy} has no module {unknown[0]!r}; its attention has {', '.join(lora_targets(model))}"
@@ -94,82 +144,100 @@ def _check_targets(policy: str, targets: list[str] | None) -> list[str] | None:
 def encode_splits(
     tokenizer: PreTrainedTokenizerBase,
     examples: dict[str, list[dict]],
-    prompt_of: Callable[[dict], str],
+    task: Task,
     max_tokens: int,
     sources: dict[str, str],
+    chat: bool = False,
 ) -> dict[str, list[Prompt]]:
     """The prompts of each split as the policy reads them; reports how many, where from, and how many were cut.
 
-    Warns of dev prompts that are trained on.
+    Warns of dev prompts that are trained on. chat: through the tokenizer's chat template.
     """
     from ..common.launch import process_state
     from ..learning.fit import warn_of_shared
     from .rollout import encode_prompts
 
     if {"train", "dev"} <= set(examples):
-        warn_of_shared(map(prompt_of, examples["train"]), map(prompt_of, examples["dev"]))
+        warn_of_shared(map(task.prompt, examples["train"]), map(task.prompt, examples["dev"]))
+    if chat:
+        process_state().print(f"prompts go through the chat template of {tokenizer.name_or_path}")
     prompts = {}
     for split, rows in examples.items():
-        prompts[split], cut = encode_prompts(tokenizer, rows, [prompt_of(row) for row in rows], max_tokens)
+        prompts[split], cut = encode_prompts(tokenizer, rows, task, max_tokens, chat)
         process_state().print(
             f"{split}: {len(rows)} prompts from {sources[split]}, {cut} of them cut to {max_tokens} tokens"
         )
     return prompts
 
 
+def ppo_config(args: argparse.Namespace) -> PPOConfig:
+    """The trainer's settings, from the flags of train_ppo.py."""
+    from trl import PPOConfig
+
+    try:
+        return PPOConfig(
+            seed=args.seed,
+            learning_rate=args.lr,
+            batch_size=args.batch_size,
+            mini_batch_size=args.mini_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            ppo_epochs=args.n_ppo_epoch_per_rollout,
+            early_stopping=True,
+            target_kl=args.kl_threshold,
+            init_kl_coef=args.init_kl_coef,
+            adap_kl_ctrl=args.kl_control == "adaptive",
+            target=args.kl_target,
+            horizon=args.kl_horizon,
+            kl_penalty=args.kl_penalty,
+            gamma=args.gamma,
+            lam=args.lam,
+            cliprange=args.cliprange,
+            cliprange_value=args.cliprange_value,
+            vf_coef=args.vf_coef,
+            ratio_threshold=args.ratio_threshold,
+            max_grad_norm=args.max_grad_norm or None,
+            log_with=args.report_to,
+            tracker_project_name="alarm",
+            run_name=args.run_name,
+            logging_dir=str(Path(args.save_dir) / "tracker"),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def build_trainer(
-    args: argparse.Namespace, policy: str, tokenizer: PreTrainedTokenizerBase, train_prompts: list[Prompt] | None
+    args: argparse.Namespace, policy: str, tokenizer: PreTrainedTokenizerBase, train_prompts: list[Prompt]
 ) -> PPOTrainer:
-    """The policy at `policy` (with fresh LoRA adapters where it has none) in a PPO trainer.
+    """The policy at `policy` in a PPO trainer, with fresh LoRA adapters if it has none (unless --no_lora)."""
+    from peft import LoraConfig
 
-    LoRA as in the paper: rank 16, alpha 32, dropout 0.05.
-    """
-    from peft import LoraConfig, TaskType
-
-    from trl import PPOConfig, set_seed
+    from trl import PPOTrainer, set_seed
 
     from ..common.launch import process_state
 
     set_seed(args.seed)  # of the fresh adapters; the trainer seeds again, each process with its own
-    # with --test as well: fresh adapters add zero, and spare the trainer a copy of the model as its reference
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, bias="none", task_type=TaskType.SEQ_2_SEQ_LM)
-    config = PPOConfig(
-        seed=args.seed,
-        learning_rate=args.lr,
-        batch_size=args.batch_size,
-        mini_batch_size=args.batch_size if args.test else args.mini_batch_size,
-        gradient_accumulation_steps=1 if args.test else args.gradient_accumulation_steps,
-        ppo_epochs=args.n_ppo_epoch_per_rollout,
-        early_stopping=True,
-        target_kl=args.kl_threshold,
-        log_with="none" if args.test else args.report_to,
-        tracker_project_name="alarm",
-        run_name=args.run_name,
-        logging_dir=str(Path(args.save_dir) / "tracker"),
-    )
+    lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias="none")
+    config = ppo_config(args)
     processes = process_state().num_processes
-    if train_prompts is not None and len(train_prompts) < config.batch_size * processes:
+    if len(train_prompts) < config.batch_size * processes:
         raise UserError(
             f"the dataset has {len(train_prompts)} examples, fewer than one batch of {config.batch_size} on each of "
             f"{processes} process(es); lower batch_size or give more data"
         )
     targets = [target.strip() for target in args.lora_targets.split(",")] if args.lora_targets else None
-    model = load_model(policy, tokenizer, args.dtype, lora, targets)
-    return make_trainer(config, model, tokenizer, train_prompts)
-
-
-def make_trainer(
-    config: PPOConfig,
-    model: AutoModelForSeq2SeqLMWithValueHead,
-    tokenizer: PreTrainedTokenizerBase,
-    train_prompts: list[Prompt] | None = None,
-) -> PPOTrainer:
-    """A PPO trainer whose batches are lists of prompts. Raises UserError if it cannot be made."""
-    from trl import PPOTrainer
-
+    prefix = set_languages(tokenizer, args.source_language, args.target_language)
+    model = load_policy(policy, tokenizer, args.dtype, None if args.no_lora else lora, targets, prefix)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "no dataset was given")  # it then answers prompts and does not train
-            return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts, data_collator=list)
+        return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts, data_collator=list)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def check_adapter_flags(args: argparse.Namespace, policy: str) -> None:
+    """Raise UserError for flags of LoRA that contradict each other or the policy. Loads no model."""
+    if not args.no_lora:
+        return
+    if args.lora_targets:
+        raise UserError("--lora_targets goes with LoRA; drop it or --no_lora")
+    if is_adapter(policy):
+        raise UserError(f"--no_lora: {policy} is an adapter, and its base stays as it is; drop --no_lora")

@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from ..api import Task
+from ..common.prompts import encode_texts
 from ..types import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trl import PPOTrainer
-
-Generate = Callable[[list[torch.Tensor]], list[torch.Tensor]]  # B x (Q_i,) -> B x (T_i,)
-
-
-def generator(ppo: PPOTrainer, **settings: Any) -> Generate:
-    """The trainer's policy, answering all prompts of a batch at once with these generation settings."""
-    return lambda queries: ppo.generate(queries, batch_size=None, return_prompt=False, **settings)
+    from .generate import Generate
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One data row as the policy reads it."""
+    """One data row as the policy reads it. For most tasks the three texts are one."""
 
     row: dict
-    text: str  # whole, also where the ids are cut
+    query: str  # by which runs are matched
+    prompt: str  # as the reward models read it
+    text: str  # as the policy reads it: whole without a chat template, cut as the ids are with one
     ids: torch.Tensor  # (Q,) int64, at most the input limit
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, rows: list[dict], texts: list[str], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, rows: list[dict], task: Task, max_tokens: int, chat: bool = False
 ) -> tuple[list[Prompt], int]:
     """Tokenise the prompts of a data set once. Returns them and how many were cut to `max_tokens`.
 
-    A cut prompt keeps its head and its final EOS, as the tokenizer's own truncation leaves it.
+    chat: through the tokenizer's chat template; see `common.prompts`.
     """
-    whole = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    cut = [i for i, ids in enumerate(whole) if len(ids) > max_tokens]
-    if cut:
-        for i, ids in zip(
-            cut,
-            tokenizer([texts[i] for i in cut], truncation=True, max_length=max_tokens)["input_ids"],
-            strict=True,
-        ):
-            whole[i] = ids
-    prompts = [
-        Prompt(row, text, torch.tensor(ids, dtype=torch.long))
-        for row, text, ids in zip(rows, texts, whole, strict=True)
-    ]
-    return prompts, len(cut)
+    queries = [task.prompt(row) for row in rows]
+    ids, texts, cut = encode_texts(tokenizer, queries, max_tokens, chat)
+    read = queries if task.reward_prompt is None else [task.reward_prompt(row) for row in rows]
+    parts = zip(rows, queries, read, texts, ids, strict=True)
+    return [Prompt(*texts, torch.tensor(row, dtype=torch.long)) for *texts, row in parts], cut
 
 
 def deal_batches(prompts: list[Prompt], batch_size: int, process: int, processes: int) -> list[tuple[int, list[int]]]:
@@ -81,7 +68,7 @@ def sample_rollout(generate: Generate, tokenizer: PreTrainedTokenizerBase, promp
     return Rollout(
         query_ids=query_ids,
         response_ids=response_ids,
-        queries=[prompt.text for prompt in prompts],
+        queries=[prompt.prompt for prompt in prompts],
         responses=responses,
         examples=[prompt.row for prompt in prompts],
         too_short=torch.tensor([not text.strip() for text in responses], dtype=torch.bool),

@@ -152,15 +152,14 @@ def test_train_holistic_leaves_out_what_dev_asks(tmp_path, fresh_accelerate, cap
 def test_prompts_of_ppo_that_dev_holds_are_counted(capsys):
     from transformers import AutoTokenizer
 
+    from alarm.tasks.qa.spec import TASK
     from alarm.training.policy import encode_splits
 
     examples = {"train": [{"text": SPELLINGS[0].format(i)} for i in range(5)]}
     examples["dev"] = [{"text": SPELLINGS[3].format(i)} for i in range(3, 9)]
     sources = dict.fromkeys(examples, "a file")
-    prompts = encode_splits(AutoTokenizer.from_pretrained(T5), examples, lambda row: row["text"], 30, sources)
+    prompts = encode_splits(AutoTokenizer.from_pretrained(T5), examples, TASK, 30, sources)
     assert "warning: 2 of the 6 dev prompts" in capsys.readouterr().out
     assert {split: len(rows) for split, rows in prompts.items()} == {"train": 5, "dev": 6}
-    encode_splits(
-        AutoTokenizer.from_pretrained(T5), {"test": examples["dev"]}, lambda row: row["text"], 30, {"test": "a file"}
-    )
+    encode_splits(AutoTokenizer.from_pretrained(T5), {"test": examples["dev"]}, TASK, 30, {"test": "a file"})
     assert "warning" not in capsys.readouterr().out

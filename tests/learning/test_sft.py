@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from alarm.learning.fit import Epoch, epoch_table, format_epochs
-from alarm.learning.sft import encode_pairs
+from alarm.learning.sft import encode_pairs, load_pairs
+from alarm.tasks.qa.spec import TASK
 from helpers import FIXTURES, load_script
 
 
@@ -27,7 +28,8 @@ def test_what_is_too_long_loses_its_end_but_keeps_eos_and_is_counted():
 def test_every_reference_is_a_target(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "p", "answer": ["x", " y "]}, {"text": "q", "answer": ["z", " "]}]))
-    assert load_script("long-form-QA/train_sft.py").load_pairs(str(path)) == [("p", "x"), ("p", "y"), ("q", "z")]
+    args = load_script("long-form-QA/train_sft.py").parse_args(["--save_dir", "x", "--train_file", str(path)])
+    assert load_pairs(TASK, "train", args) == [("p", "x"), ("p", "y"), ("q", "z")]
 
 
 def test_epochs_pair_losses_by_step():

@@ -17,6 +17,7 @@ from ...common.files import is_text, read_rows
 logger = logging.getLogger(__name__)
 
 FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".parquet", ".csv", ".tsv", ".txt")
+PREFIX = "translate Spanish to English: "
 DATASET, CONFIG = "Helsinki-NLP/europarl", "en-es"
 MAX_ROWS, MAX_DEV_ROWS = 100_000, 2_000
 TEST_SHARE, DEV_SHARE, SPLIT_SEED = 0.3, 0.1, 42
@@ -60,9 +61,9 @@ def load_splits(source: str | Path = DATASET) -> Splits:
     return Splits(**{name: _usable(part, f"{source} ({name})") for name, part in chosen.items()})
 
 
-def prompt(row: dict) -> str:
+def prompt(row: dict, prefix: str = PREFIX) -> str:
     """What the policy reads."""
-    return f"translate Spanish to English: {row['translation']['es']}"
+    return prefix + row["translation"]["es"]
 
 
 def _read(source: str | Path, limit: int | None) -> list[dict]:

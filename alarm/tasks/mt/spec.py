@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from ...api import Aspect, Flag, Metric, Task
 from ...common.flags import positive_float, positive_int
 from .aspects import Confidence, Grammar, Readability
-from .data import DATASET, load_parts, load_rows, prompt
+from .data import DATASET, PREFIX, load_parts, load_rows, prompt
 from .grammar.checker import BACKENDS
 
 READABILITY = Aspect(
@@ -90,11 +92,12 @@ def splits(args: Namespace, names: Sequence[str]) -> dict[str, list[dict]]:
 
 
 def configure(task: Task, args: Namespace) -> Task:
-    """One length for prompts and answers; a duration in steps."""
+    """One length for prompts and answers, a duration in steps, and the text in front of each source."""
     for name in ("max_input_len", "max_generated_len"):
         setattr(args, name, getattr(args, name, None) or args.max_len)
-    args.outer_epoch, args.max_steps = 1, getattr(args, "max_steps", None) or args.episodes
-    return task
+    if hasattr(args, "episodes"):
+        args.outer_epoch, args.max_steps = 1, args.max_steps or args.episodes
+    return replace(task, prompt=partial(prompt, prefix=args.prompt_prefix))
 
 
 TASK = Task(
@@ -104,10 +107,13 @@ TASK = Task(
     load=load_rows,
     splits=splits,
     answer=lambda row: row["translation"]["en"],
+    sft={"model_path": "google/mt5-base", "num_epochs": 3, "batch_size": 32, "lr": 5e-4},
+    repeats=True,  # else nobody would translate the formulas of Europarl
     flags=[
         Flag("dataset", DATASET, "hub name, folder or file that gives the splits for which no file is named", str),
-        Flag("episodes", 50, "PPO steps, each on --batch_size new prompts per process", positive_int),
+        Flag("episodes", 50, "PPO steps, each on --batch_size new prompts per process", positive_int, used_by="ppo"),
         Flag("max_len", 128, "tokens of a prompt (longer ones are cut), and of an answer", positive_int),
+        Flag("prompt_prefix", PREFIX, "text in front of each source, as the policy learnt it (NLLB, Marian: '')", str),
     ],
     replaces=("outer_epoch", "max_input_len", "max_generated_len"),
     configure=configure,

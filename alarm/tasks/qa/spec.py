@@ -9,7 +9,7 @@ from ...api import Aspect, Flag, Metric, Task
 from ...common.flags import positive_float
 from ...models.classifiers import F_ERR, NF_ERR
 from .aspects import Completeness, UnitAspect, factuality_context, relevance_context, sentences, subsentences
-from .data import load_examples
+from .data import load_answered, load_examples, references
 
 HERE = Path(os.path.relpath(Path(__file__).parents[3] / "long-form-QA"))
 
@@ -105,18 +105,30 @@ TASK = Task(
     max_input_len=1024,
     max_generated_len=200,
     load=load_examples,
+    answer=references,
+    load_answered=load_answered,
+    sft={
+        "model_path": "t5-large",
+        "train_file": str(HERE / "qa_feedback" / "train.json"),
+        "dev_file": str(HERE / "qa_feedback" / "dev.json"),
+        "num_epochs": 10,
+        "batch_size": 8,
+        "lr": 1e-4,
+    },
     flags=[
         Flag(
             "reward_model_dir",
             str(HERE / "model_ckpts"),
             "folder of the aspect reward models rel_rm, fact_rm and comp_rm",
             str,
+            used_by="score",
         ),
         Flag(
             "splitter",
             "en_core_web_sm",
             "sentence splitter: a spaCy pipeline's name, pysbd, or sentencizer",
             str,
+            used_by="score",
         ),
     ],
     defaults={

@@ -460,16 +460,19 @@ def test_sft_starts_from_the_weights_alone(world, sft, tmp_path, capfd, fresh_ac
 
 def test_a_translation_ends_at_every_end_token(tmp_path, fresh_accelerate):
     """A list in the generation config, another id in the config, and the tokenizer's."""
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    from alarm.tasks.mt.quality import translate
+    from alarm.tasks.mt.spec import TASK
+    from alarm.training.generate import answer_all
+    from alarm.training.policy import load_policy, load_tokenizer
     from alarm.training.rollout import encode_prompts
+    from trl.generation import GREEDY
 
-    folder = CHECKPOINTS / "tiny-mt5"
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder)
-    rows = [{} for _ in PAIRS]
-    prompts, _ = encode_prompts(tokenizer, rows, [es for es, _ in PAIRS], 32)
-    whole = translate(model, tokenizer, prompts, 8, batch_size=4)
+    folder = str(CHECKPOINTS / "tiny-mt5")
+    tokenizer = load_tokenizer(folder)
+    policy = load_policy(folder, tokenizer, "float32")
+    model = policy.pretrained_model
+    prompts, _ = encode_prompts(tokenizer, [{"translation": {"es": es}} for es, _ in PAIRS], TASK, 32)
+    settings = {"batch_size": 4, "title": "translating", "max_new_tokens": 8, **GREEDY}
+    whole = answer_all(policy, tokenizer, prompts, **settings)
     assert tokenizer.eos_token_id == 1
 
     def greedy(prompt):
@@ -482,7 +485,7 @@ def test_a_translation_ends_at_every_end_token(tmp_path, fresh_accelerate):
     model.generation_config.eos_token_id = [1, second]
     cut = [row[: min((row.index(end) + 1 for end in (1, first, second) if end in row), default=None)] for row in ids]
     expected = [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in cut]
-    assert translate(model, tokenizer, prompts, 8, batch_size=4) == expected
+    assert answer_all(policy, tokenizer, prompts, **settings) == expected
     assert expected[0] != whole[0] and expected[3] != whole[3]
 
 
