@@ -315,6 +315,25 @@ def test_a_policy_learns_and_is_saved_and_resumed(case, tmp_path, fresh_accelera
     torch.testing.assert_close(torch.cat(logprobs(loaded)), trained, atol=1e-6, rtol=0)
 
 
+# --- weights without a gradient --------------------------------------------------------------------------------------
+
+WITHOUT_GRADIENT = {"LED": "_global.", "Marian": "embed_positions.", "Pegasus": "embed_positions.", "Switch": "expert_"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_which_weights_get_no_gradient(name, tmp_path):
+    """Those that the model names, whatever the input; and experts of Switch, which depend on the input."""
+    ARCHITECTURES[name].build().save_pretrained(tmp_path)
+    model = Case(ARCHITECTURES[name], str(tmp_path), lora=False).load()
+    unused = set(model.unused_weights())
+    assert all(p.grad is None for p in model.parameters())
+    logits, _, values = model(**inputs_of(model)[0])
+    (logits.std() + values.std()).backward()
+    without = {weight for weight, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert without <= unused and all("expert_" in weight for weight in unused - without)
+    assert bool(unused) == (name in WITHOUT_GRADIENT) and all(WITHOUT_GRADIENT[name] in weight for weight in unused)
+
+
 # --- half precision --------------------------------------------------------------------------------------------------
 
 # float16 keeps 11 bits and bfloat16 8; these logits reach 10, and two layers round several times

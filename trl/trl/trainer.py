@@ -212,6 +212,10 @@ class PPOTrainer:
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate)
         if lr_scheduler is None:
             lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
+        if self.is_distributed and self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            # DDP waits for the gradient of every weight. To look for those without one takes time in each pass.
+            model.to(self.accelerator.device)
+            self.accelerator.ddp_handler.find_unused_parameters |= bool(model.unused_weights())
         self.model, self.optimizer, self.lr_scheduler = self.accelerator.prepare(model, optimizer, lr_scheduler)
         self.policy = self.accelerator.unwrap_model(self.model)  # the same weights, without the wrapper of processes
         self.policy.eval()
