@@ -188,6 +188,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         return self.pretrained_model.prepare_inputs_for_generation(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """transformers' own. PPOTrainer, in eval mode, recomputes the same layers without the reentrant kind."""
         self.base_model.gradient_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_disable(self) -> None:

@@ -32,6 +32,7 @@ from . import ppo_math
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
 from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
+from .recomputation import recomputed_layers
 from .reference import create_reference_model
 from .value_head import current_names
 
@@ -206,6 +207,8 @@ class PPOTrainer:
             self.accelerator.print(unused)
 
         model.eval()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.ref_model = self._choose_reference(model, ref_model, num_shared_layers)
         trainable = [p for p in model.parameters() if p.requires_grad]
         if optimizer is None:
@@ -770,7 +773,8 @@ class PPOTrainer:
         sums = torch.zeros(len(LossSums._fields), device=self.device)
         verdict = "updates"
         for start in range(0, len(rows), config.mini_batch_size):
-            with accelerator.accumulate(self.model):
+            # until the gradient is there: checkpointed layers are computed again for it
+            with accelerator.accumulate(self.model), self._only_lora_dropout():
                 mini, ratios = self._mini_batch_sums(experience, rows[start : start + config.mini_batch_size])
                 seen.ratios.append(ratios)
                 sums += torch.stack([s.detach() for s in mini])
@@ -797,7 +801,7 @@ class PPOTrainer:
         inputs, labels = self._model_inputs(
             [experience.queries[row] for row in rows], [experience.responses[row] for row in rows]
         )
-        with self._only_lora_dropout():
+        with recomputed_layers(self.policy):
             logits, _, values = self.model(**inputs)
         columns = labels.shape[1]
         mask, old_logprobs = experience.mask[rows, :columns], experience.logprobs[rows, :columns]
