@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -239,10 +240,21 @@ def test_a_short_response_and_a_cut_from_the_end(tiny_gpt2, fresh_accelerate):
     assert trainer.generate(QUERIES[0], return_prompt=False, **how).tolist() == [[end]]
 
 
-def test_a_step_leaves_no_gradients(tiny_gpt2, fresh_accelerate):
-    trainer = make_trainer(tiny_gpt2)
+def test_the_last_gradients_stay_until_the_next_call(tiny_gpt2, fresh_accelerate):
+    trainer = make_trainer(tiny_gpt2, ppo_epochs=2, max_grad_norm=0.01)
+
+    def gradients() -> list[torch.Tensor]:
+        return [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+
     trainer.step(QUERIES, QUERIES, [1.0, 0.5])
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert len(gradients()) == len(list(trainer.model.parameters()))
+    norm = torch.cat([gradient.flatten() for gradient in gradients()]).norm()
+    torch.testing.assert_close(float(norm), 0.01, rtol=1e-3, atol=0)  # of one backward batch, clipped
+    trainer.generate(QUERIES, max_new_tokens=1)
+    assert not gradients()
+    trainer.step(QUERIES, QUERIES, [1.0, 0.5])
+    trainer.step(QUERIES, QUERIES, [1.0, math.nan])
+    assert not gradients()
 
 
 @pytest.mark.parametrize("way", ["trainer", "best", "model", "save_pretrained"])

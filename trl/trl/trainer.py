@@ -445,6 +445,7 @@ class PPOTrainer:
             raise ValueError(f"give generate one query of shape (Q,) or a list of them, not {tuple(queries.shape)}")
         _check_ids("query", queries)
         self.policy.eval()
+        self._drop_gradients()  # those of the last `step` take memory
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for start in range(0, len(queries), batch_size or max(len(queries), 1)):
             chunk = queries[start : start + batch_size] if batch_size else queries
@@ -509,13 +510,15 @@ class PPOTrainer:
         and tokens/*_dist (B,), objective/logprobs and objective/ref_logprobs (B, T) with 0 where no action is,
         ppo/policy/advantages (actions,), ppo/policy/ratio (actions of all mini-batches of all epochs,). If a score is
         NaN or infinite on any process, nothing is learnt: `ppo/skipped_nonfinite` is 1 and statistics of the update
-        are absent. Raises ValueError for inputs that do not fit together.
+        are absent. The gradients of the last update stay in the weights' `grad` until the next `generate` or `step`.
+        Raises ValueError for inputs that do not fit together.
         """
         started = time.perf_counter()
         self.config.check()
         # another trainer in this process may have changed accelerate's shared setting
         self.accelerator.gradient_accumulation_steps = self.config.gradient_accumulation_steps
         self.policy.eval()
+        self._drop_gradients()
         self._check_inputs(queries, responses, scores, response_masks)
         responses, scores, response_masks = self._without_start(responses, scores, response_masks)
         mask, tokens = self._masks(responses, response_masks)
@@ -767,6 +770,7 @@ class PPOTrainer:
         Returns the verdict (a key of the counts) and adds to `seen`.
         """
         config, accelerator = self.config, self.accelerator
+        self._drop_gradients()
         tokens = self._total(experience.mask[rows].sum())
         # accelerate divides by the accumulation steps, and the processes' gradients are averaged: undo both
         scale = config.gradient_accumulation_steps * accelerator.num_processes / tokens
@@ -793,7 +797,8 @@ class PPOTrainer:
                             self.optimizer.step()
                         else:
                             verdict = "skipped_nonfinite"
-                    self._drop_gradients()
+                    if verdict != "updates":
+                        self._drop_gradients()
         return verdict
 
     def _mini_batch_sums(self, experience: _Experience, rows: list[int]) -> tuple[LossSums, Tensor]:
@@ -840,9 +845,9 @@ class PPOTrainer:
         return float(self.accelerator.clip_grad_norm_(trainable, math.inf if limit is None else limit))
 
     def _drop_gradients(self) -> None:
-        self.optimizer.zero_grad()
+        self.policy.zero_grad()
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # accelerate's zero_grad does nothing there, and ZeRO keeps what earlier mini-batches accumulated
+            # ZeRO keeps what earlier mini-batches accumulated
             engine = self.accelerator.deepspeed_engine_wrapped.engine
             engine.optimizer.zero_grad()
             if hasattr(engine.optimizer, "averaged_gradients"):
