@@ -24,7 +24,7 @@ from ..tasks.qa.feedback import (
     load_feedback,
     relevance_labels,
 )
-from ..tasks.spans import subsentence_spans
+from ..tasks.sentences import subsentence_spans
 from .fit import Losses, fit, leave_out_shared, share, token_losses
 from .metrics import classification_metrics, format_metrics, mean_and_deviation, pair_metrics, verdict
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from ..tasks.spans import Splitter
+    from ..tasks.sentences import Splitter
 
 Encode = Callable[[list[str], list[str]], list[list[int]]]  # prompts, answers -> token ids
 Score = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]  # model, padded batch -> (B,)
