@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     from alarm.scoring import holistic_of, load_scorer
     from alarm.training.policy import load_tokenizer
 
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, recipe_args)
     settings = Settings(recipe_args, tokenizer, process_state().device, getattr(torch, recipe_args.dtype))
     recipe = RewardRecipe.from_flags(recipe_args, task.weights(recipe_args))
     scorer = load_scorer(task, recipe.weights, settings, holistic_of(task, recipe_args, settings))

@@ -107,5 +107,5 @@ def add_policy_flags(flags: argparse.ArgumentParser) -> None:
         choices=CHAT_TEMPLATE,
         help="auto: prompts of a decoder-only policy go through its tokenizer's chat template, if it has one",
     )
-    flags.add_argument("--source_language", help=f"for tokenizers with language tokens: of the prompts, {NAMES}")
-    flags.add_argument("--target_language", help="for tokenizers with language tokens: of the answers")
+    flags.add_argument("--source_language", help=f"language of the prompts, {NAMES}")
+    flags.add_argument("--target_language", help="language of the answers, likewise")

@@ -1,8 +1,13 @@
-"""Tokenizers with language tokens (NLLB, M2M100, mBART-50): the source's stands in the prompt, the target's in front of
-the response."""
+"""The languages that a tokenizer names. Loads no torch.
+
+NLLB, M2M100 and mBART-50 read a token of the source language in the prompt, and their decoder reads one of the target
+language before the response.
+"""
 
 from __future__ import annotations
 
+import argparse
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -10,35 +15,55 @@ from .errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NAMES = "as its files name them (NLLB: spa_Latn, eng_Latn; mBART-50: es_XX, en_XX; M2M100: es, en)"
+NAMES = "as the tokenizer calls it; NLLB, M2M100 and mBART-50 need it (NLLB: spa_Latn, eng_Latn)"
+# how a policy is asked: another value than in its training is worth a warning
+FLAGS = ("prompt_prefix", "chat_template", "source_language", "target_language")
+
+
+def language_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Name -> token id of each language that a tokenizer has; empty for a tokenizer without language tokens."""
+    ids = getattr(tokenizer, "lang_code_to_id", None)
+    if ids is None:  # NLLB's has no such table: its extra special tokens are its languages
+        names = tokenizer.extra_special_tokens if hasattr(tokenizer, "src_lang") else []
+        ids = {str(name): tokenizer.convert_tokens_to_ids(str(name)) for name in names}
+    return {name: id for name, id in ids.items() if id != tokenizer.unk_token_id}
 
 
 def set_languages(tokenizer: PreTrainedTokenizerBase, source: str | None, target: str | None) -> tuple[int, ...]:
-    """Let the tokenizer mark prompts as `source` and targets as `target`.
+    """Make `tokenizer` write prompts in `source` and targets in `target`.
 
-    -> the ids that stand between the decoder's start token and a response: the target's token, or nothing for a
-    tokenizer without languages. Raises UserError for an unknown name, for a name that is missing, and for names that
-    the tokenizer cannot use.
+    Returns the tokens that the decoder reads between its start token and the response: the target language, or none
+    for a tokenizer without language tokens. Raises UserError for languages that do not fit the tokenizer.
     """
-    if not hasattr(tokenizer, "src_lang"):
-        if source is not None or target is not None:
-            flag = "--source_language" if source is not None else "--target_language"
-            raise UserError(f"{flag}: {tokenizer.name_or_path} has no language tokens; drop it")
-        return ()
-    for flag, name in {"--source_language": source, "--target_language": target}.items():
-        if name is None:
-            raise UserError(f"{tokenizer.name_or_path} needs {flag}, {NAMES}")
-    ids = {name: _language_id(tokenizer, name, flag) for name, flag in ((source, "source"), (target, "target"))}
-    tokenizer.tgt_lang = target
-    tokenizer.src_lang = source
+    ids = language_ids(tokenizer)
+    given = {"--source_language": source, "--target_language": target}
+    missing = [flag for flag, name in given.items() if name is None]
+    if not ids:
+        if len(missing) == len(given):
+            return ()
+        flags = " and ".join(flag for flag in given if flag not in missing)
+        raise UserError(f"the tokenizer has no language tokens; drop {flags}, and see --prompt_prefix of translation")
+    if missing:
+        some = ", ".join(list(ids)[:3])
+        raise UserError(f"the tokenizer has language tokens ({some}, ...); give {' and '.join(missing)}")
+    for flag, name in given.items():
+        if name not in ids:
+            near = get_close_matches(name, ids, cutoff=0.4) or list(ids)[:3]
+            raise UserError(f"{flag}: the tokenizer has no language {name!r}; it has {', '.join(near)}, ...")
+    tokenizer.src_lang, tokenizer.tgt_lang = source, target
+    if tokenizer(text_target="")["input_ids"] != [ids[target], tokenizer.eos_token_id]:
+        raise UserError(
+            "the tokenizer does not put the language in front of a response, as NLLB, M2M100 and mBART-50 do; "
+            "give a model of one of these types"
+        )
     return (ids[target],)
 
 
-def _language_id(tokenizer: PreTrainedTokenizerBase, name: str, which: str) -> int:
-    """The id of a language's token. UserError if there is none."""
-    known = getattr(tokenizer, "lang_code_to_token", None)
-    token = known.get(name, name) if known else name
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or found == tokenizer.unk_token_id or token not in tokenizer.all_special_tokens:
-        raise UserError(f"--{which}_language: {tokenizer.name_or_path} does not know {name!r}; give a name {NAMES}")
-    return found
+def differences(before: object, args: argparse.Namespace) -> list[str]:
+    """What the JSON object `before` keeps of FLAGS and `args` has otherwise, in words."""
+    kept = before if isinstance(before, dict) else {}
+    return [
+        f"--{name} {kept[name]!r} instead of {getattr(args, name)!r}"
+        for name in FLAGS
+        if name in kept and hasattr(args, name) and kept[name] != getattr(args, name)
+    ]

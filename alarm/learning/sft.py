@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..api import Task
 from ..common.errors import UserError
 from ..common.flags import add_flag, add_policy_flags, positive_int
-from ..common.languages import set_languages
+from ..common.languages import FLAGS, set_languages
 from ..common.launch import process_state
 from ..common.prompts import encode_texts, uses_chat
 from .fit import Losses, check_training, fit, leave_out_shared, token_losses, training_parser, warn_of_shared
@@ -168,7 +168,10 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
     set_seed(args.seed)
     with reported("the tokenizer of the model", args.model_path):
         tokenizer = AutoTokenizer.from_pretrained(args.model_path)
-    set_languages(tokenizer, args.source_language, args.target_language)
+    try:
+        prefix = set_languages(tokenizer, args.source_language, args.target_language)
+    except UserError as error:
+        raise UserError(f"{args.model_path}: {error}") from None
     with reported("the model", args.model_path):
         both = AutoConfig.from_pretrained(args.model_path).is_encoder_decoder
     chat = uses_chat(tokenizer, not both, args.chat_template)
@@ -184,7 +187,10 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
     limits = (args.max_input_len, args.max_generated_len)
     encoded = {}
     for name, pairs in (("train", train), ("dev", dev)):
-        one = encode_pairs(tokenizer, pairs, *limits) if both else encode_joined(tokenizer, pairs, *limits, chat)
+        if both:  # labels hold the target language too, which is no token of the answer
+            one = encode_pairs(tokenizer, pairs, limits[0], limits[1] + len(prefix))
+        else:
+            one = encode_joined(tokenizer, pairs, *limits, chat)
         encoded[name] = one
         process_state().print(
             f"{name}: {len(pairs)} pairs; {one.cut_prompts} prompts cut to {limits[0]} tokens, "
@@ -198,4 +204,6 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
         DataCollatorForSeq2Seq(tokenizer, model=model if both else None),
         args,
         target_loss if both else joined_loss,
+        # how the policy is to be asked
+        finish=lambda model, folder: {name: getattr(args, name) for name in FLAGS if hasattr(args, name)},
     )

@@ -173,7 +173,7 @@ def sample_and_measure(
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
 
     task, state = args.task, process_state()
-    tokenizer = load_tokenizer(policy, args.source_language, args.target_language)
+    tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     sources = {"prompts": args.prompts}
     prompts = encode_splits(tokenizer, {"prompts": rows}, task, args.max_input_len, sources, chat)["prompts"]

@@ -16,6 +16,7 @@ from ..api import Task
 from ..common.errors import UserError
 from ..common.files import is_finite_number, is_text, read_json
 from ..common.identity import Seen, difference, model_identity
+from ..common.languages import differences
 from ..common.launch import is_main_process
 from .diagnostics import Scale
 
@@ -271,6 +272,7 @@ def use_calibration(
     calibrated = (calibration.settings.get("max_input_len"), calibration.settings.get("max_generated_len"))
     if calibrated != limits:
         lines.append(f"note: it is of at most {calibrated} tokens of prompt and response, this run of {limits}")
+    lines += [f"note: it is of a policy with {changed}" for changed in differences(calibration.settings, args)]
     taken = [f"{name} {value:.6g}" for name, value in calibration.constants.items()]
     lines.insert(0, f"calibration {args.calibration}: {', '.join(taken) or 'nothing that replaces a constant'}")
     if kept := [

@@ -80,7 +80,7 @@ def translate_split(
 
     task = task if task.configure is None else task.configure(task, args)
     rows = task.splits(args, [split])[split]
-    tokenizer = load_tokenizer(policy, args.source_language, args.target_language)
+    tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     source = getattr(args, f"{split}_file") or args.dataset
     prompts = encode_splits(tokenizer, {split: rows}, task, args.max_input_len, {split: source}, chat)[split]

@@ -72,7 +72,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     state = process_state()
     check_adapter_flags(args, policy)
-    tokenizer = load_tokenizer(policy, args.source_language, args.target_language)
+    tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     sources = {split: getattr(args, f"{file_of(split, args)}_file") or source_of(task, args) for split in rows}
     prompts = encode_splits(tokenizer, rows, task, args.max_input_len, sources, chat)

@@ -10,7 +10,9 @@ from trl.adapters import is_adapter
 
 from ..api import Task
 from ..common.errors import UserError
-from ..common.languages import set_languages
+from ..common.files import read_json
+from ..common.languages import differences, set_languages
+from ..common.launch import is_main_process
 from ..models.load import reported
 
 if TYPE_CHECKING:
@@ -23,14 +25,29 @@ if TYPE_CHECKING:
     from .rollout import Prompt
 
 
-def load_tokenizer(policy: str, source: str | None = None, target: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the policy, set to these languages if it knows any (`common.languages`)."""
+def load_tokenizer(policy: str, args: argparse.Namespace) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the policy, set to the languages of the flags (see `common.languages`).
+
+    Prints a warning if the policy was trained to be asked in another way. Raises UserError.
+    """
     from transformers import AutoTokenizer
 
     with reported("the tokenizer of the policy", policy):
         tokenizer = AutoTokenizer.from_pretrained(policy)
-    set_languages(tokenizer, source, target)
+    decoder_prefix(policy, tokenizer, args)
+    for trained_with in (Path(policy) / "metrics.json", Path(policy).parent / "run.json"):
+        if is_main_process() and trained_with.is_file():
+            for difference in differences(read_json(trained_with), args):
+                print(f"warning: {policy} was trained with {difference}", flush=True)
     return tokenizer
+
+
+def decoder_prefix(policy: str, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> tuple[int, ...]:
+    """The ids in front of each response, which the policy does not choose. UserError for an unknown language."""
+    try:
+        return set_languages(tokenizer, args.source_language, args.target_language)
+    except UserError as error:
+        raise UserError(f"{policy}: {error}") from None
 
 
 def is_encoder_decoder(policy: str) -> bool:
@@ -112,7 +129,7 @@ def load_answering_policy(policy: str, tokenizer: PreTrainedTokenizerBase, args:
     from ..common.launch import process_state
 
     state = process_state()
-    prefix = set_languages(tokenizer, args.source_language, args.target_language)
+    prefix = decoder_prefix(policy, tokenizer, args)
     model = load_policy(policy, tokenizer, args.dtype, prefix=prefix).to(state.device)
     if unused := describe_unused(model.base_model):
         state.print(unused)
@@ -225,7 +242,7 @@ def build_trainer(
             f"{processes} process(es); lower batch_size or give more data"
         )
     targets = [target.strip() for target in args.lora_targets.split(",")] if args.lora_targets else None
-    prefix = set_languages(tokenizer, args.source_language, args.target_language)
+    prefix = decoder_prefix(policy, tokenizer, args)
     model = load_policy(policy, tokenizer, args.dtype, None if args.no_lora else lora, targets, prefix)
     try:
         return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts, data_collator=list)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from trl import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
 from trl.lora import find_projections, lora_targets, unknown_targets
 from trl.ppo_math import token_logprobs
+from trl.recomputation import recomputed_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -65,8 +66,11 @@ class Architecture:
         return model.eval()
 
 
-def bart(name: str, targets: list[str] = ALL_OF_BART, positions: int = 32, **settings) -> Architecture:
-    return Architecture(f"{name}Config", BART | {"max_position_embeddings": positions} | settings, targets)
+def bart(
+    name: str, targets: list[str] = ALL_OF_BART, positions: int = 32, cannot: dict | None = None, **settings
+) -> Architecture:
+    settings = BART | {"max_position_embeddings": positions} | settings
+    return Architecture(f"{name}Config", settings, targets, cannot=cannot or {})
 
 
 GEMMA = LLAMA | {"head_dim": 8}
@@ -127,7 +131,13 @@ ARCHITECTURES = {
         ["k_proj", "key", "out_proj", "output", "q_proj", "query", "v_proj", "value"],
         attention_type="original_full",  # block_sparse turns into it at the first short input, and draws random numbers
     ),
-    "FSMT": bart("FSMT", langs=["en", "de"], src_vocab_size=VOCABULARY, tgt_vocab_size=VOCABULARY),
+    "FSMT": bart(
+        "FSMT",
+        langs=["en", "de"],
+        src_vocab_size=VOCABULARY,
+        tgt_vocab_size=VOCABULARY,
+        cannot={"checkpointing": "transformers has none for it"},
+    ),
     "GPT-2": Architecture("GPT2Config", GPT, ["c_attn"]),
     "Llama": Architecture("LlamaConfig", LLAMA, Q_AND_V),
     "Qwen2": Architecture("Qwen2Config", LLAMA, Q_AND_V),
@@ -186,6 +196,7 @@ def test_a_model_without_attention_is_refused():
 class Case:
     """One architecture, all of its weights trained or LoRA, and the folder of its base model."""
 
+    name: str
     architecture: Architecture
     folder: str
     lora: bool
@@ -223,7 +234,7 @@ def case(request, tmp_path_factory) -> Case:
     name = request.param.removesuffix(" with LoRA")
     folder = str(tmp_path_factory.mktemp("base"))
     ARCHITECTURES[name].build().save_pretrained(folder)
-    return Case(ARCHITECTURES[name], folder, request.param != name)
+    return Case(name, ARCHITECTURES[name], folder, request.param != name)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +326,62 @@ def test_a_policy_learns_and_is_saved_and_resumed(case, tmp_path, fresh_accelera
     torch.testing.assert_close(torch.cat(logprobs(loaded)), trained, atol=1e-6, rtol=0)
 
 
+# --- weights without a gradient --------------------------------------------------------------------------------------
+
+WITHOUT_GRADIENT = {"LED": "_global.", "Marian": "embed_positions.", "Pegasus": "embed_positions.", "Switch": "expert_"}
+
+
+def gradients(policy) -> dict[str, torch.Tensor | None]:
+    """Of each trainable weight, by its name."""
+    trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    logits, _, values = policy(**inputs_of(policy)[0])
+    found = torch.autograd.grad(logits.std() + values.std(), list(trainable.values()), allow_unused=True)
+    return dict(zip(trainable, found, strict=True))
+
+
+def test_which_weights_get_no_gradient(policy, case):
+    """Those that the model names, whatever the input; and experts of Switch, which depend on the input."""
+    unused = set(policy.unused_weights())
+    without = {name for name, gradient in gradients(policy).items() if gradient is None}
+    assert without <= unused and all("expert_" in name for name in unused - without)
+    part = None if case.lora else WITHOUT_GRADIENT.get(case.name)
+    assert bool(unused) == (part is not None) and all(part in name for name in unused)
+
+
+def test_checkpointed_layers_have_the_same_gradients(policy, case):
+    """In eval mode, from less memory."""
+    case.needs("checkpointing")
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+
+    def kept_bytes() -> tuple[int, dict[str, torch.Tensor | None]]:
+        kept = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            found = gradients(policy)
+        return sum(kept.values()), found
+
+    plain_bytes, plain = kept_bytes()
+    # the reentrant kind, which gives frozen inputs no gradient, is not used
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    try:
+        with recomputed_layers(policy):
+            assert not policy.training
+            fewer_bytes, found = kept_bytes()
+    finally:
+        policy.gradient_checkpointing_disable()
+    assert fewer_bytes < 0.5 * plain_bytes
+    for name, gradient in plain.items():
+        assert (gradient is None) == (found[name] is None)
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=0)
+
+
 # --- half precision --------------------------------------------------------------------------------------------------
 
 # float16 keeps 11 bits and bfloat16 8; these logits reach 10, and two layers round several times
@@ -326,7 +393,7 @@ TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.15}
 def test_half_precision_is_finite_and_close_to_float32(name, dtype, tmp_path, fresh_accelerate):
     model = ARCHITECTURES[name].build()
     model.save_pretrained(tmp_path)
-    exact = Case(ARCHITECTURES[name], str(tmp_path), lora=True)
+    exact = Case(name, ARCHITECTURES[name], str(tmp_path), lora=True)
     expected = logprobs(exact.load())
     trainer = exact.trainer(_class_of(model).from_pretrained(tmp_path, peft_config=exact.peft_config(), dtype=dtype))
     assert trainer.policy.base_model.dtype == dtype

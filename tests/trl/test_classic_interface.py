@@ -529,7 +529,10 @@ def test_the_parts_of_a_step_give_its_statistics(fixture, kind, request):
 def test_wandb_gets_a_table(tiny_t5, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = {"mode": "offline", "dir": str(tmp_path), "name": "mine"}
-    trainer = make_trainer(tiny_t5, log_with="wandb", tracker_kwargs={"wandb": options})
+    notes = {"exp_name": "first", "task_name": "sentiment", "model_name": "tiny", "query_dataset": "imdb"}
+    trainer = make_trainer(
+        tiny_t5, log_with="wandb", tracker_kwargs={"wandb": options}, tracker_project_name="project", **notes
+    )
     batch = {"query": ["q0", "q1"], "response": ["r0", "r1"], "answer": ["a0", "a1"]}
     trainer.log_stats({"x": 1.0}, batch, [torch.tensor([1.0, 1.0]), 0.5])
     trainer.log_stats({"x": 1.0}, batch, [1.0, 0.5], columns_to_log=["answer"])
@@ -538,9 +541,12 @@ def test_wandb_gets_a_table(tiny_t5, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="no table is logged"):
         trainer.log_stats({"x": 1.0}, {"other": [1, 2]}, [1.0, 0.5])
     run = trainer.accelerator.get_tracker("wandb", unwrap=True)
-    assert run.name == "mine" and run.config["batch_size"] == 2
+    assert (run.project, run.name) == ("project", "mine") and run.config["batch_size"] == 2
+    assert {name: run.config[name] for name in notes} == notes
     trainer.accelerator.end_training()
-    tables = [json.loads(path.read_text()) for path in tmp_path.rglob("*.table.json")]
+    files = list(tmp_path.rglob("*.table.json"))
+    assert all(path.name.startswith("game_log") for path in files)
+    tables = [json.loads(path.read_text()) for path in files]
     assert sorted(table["columns"] for table in tables) == [["answer", "reward"], ["query", "response", "reward"]]
     (rows,) = [table["data"] for table in tables if len(table["columns"]) == 3]
     assert rows == [["q0", "r0", 2], ["q1", "r1", 0.5]]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from trl import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer, core
 
@@ -183,3 +186,107 @@ def test_attributes_and_methods_of_the_models(kind, tiny_gpt2, tiny_t5):
     else:
         model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5)
     compare(MODEL, {name for name in TABLES[MODEL] if hasattr(model, name)})
+
+
+# --- sentences of the page -------------------------------------------------------------------------------------------
+
+QUERIES = [torch.tensor([5, 6, 7]), torch.tensor([8, 9])]
+
+
+def make_trainer(folder: Path, **config) -> PPOTrainer:
+    config = {"batch_size": 2, "mini_batch_size": 2, **config}
+    return PPOTrainer(PPOConfig(**config), AutoModelForCausalLMWithValueHead.from_pretrained(folder))
+
+
+def test_the_config_can_be_read_from_a_command_line():
+    parser = HfArgumentParser(PPOConfig)
+    (config,) = parser.parse_args_into_dataclasses(
+        ["--batch_size", "8", "--log_with", "wandb", "--adap_kl_ctrl", "False"]
+    )
+    assert config == PPOConfig(batch_size=8, log_with="wandb", adap_kl_ctrl=False)
+    assert config.global_batch_size == PPOConfig(batch_size=8).global_batch_size
+
+
+def test_modules_inside_of_trainer_and_models_are_gone():
+    for name in ("trl.trainer.ppo_trainer", "trl.models.modeling_value_head"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+
+
+def test_a_collator_for_training_has_no_effect(tiny_gpt2, fresh_accelerate):
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(tiny_gpt2)
+    with pytest.warns(UserWarning, match="training_data_collator has no effect"):
+        PPOTrainer(PPOConfig(), model, training_data_collator=list)
+
+
+def test_the_tracker_opens_when_it_is_needed(tiny_gpt2, tmp_path, fresh_accelerate):
+    for start in ("start_tracker", "log_stats"):
+        folder = tmp_path / start
+        trainer = make_trainer(tiny_gpt2, log_with="tensorboard", project_kwargs={"logging_dir": str(folder)})
+        stats = trainer.step(QUERIES, QUERIES, [1.0, 0.5])
+        assert not list(folder.rglob("events.*"))
+        getattr(trainer, start)(*([stats] if start == "log_stats" else []))
+        assert list(folder.rglob("events.*"))
+        trainer.accelerator.end_training()
+
+
+def test_a_short_response_and_a_cut_from_the_end(tiny_gpt2, fresh_accelerate):
+    """A classic script's `output[-max_new_tokens:]` then holds a part of the prompt."""
+    trainer = make_trainer(tiny_gpt2)
+    end = int(trainer.generate(QUERIES[0], max_new_tokens=1, do_sample=False)[0, -1])
+    how = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": end}
+    output = trainer.generate(QUERIES[0], **how)[0]
+    assert output.tolist() == [5, 6, 7, end] and output[-3:].tolist() == [6, 7, end]
+    assert trainer.generate(QUERIES[0], return_prompt=False, **how).tolist() == [[end]]
+
+
+def test_the_last_gradients_stay_until_the_next_call(tiny_gpt2, fresh_accelerate):
+    trainer = make_trainer(tiny_gpt2, ppo_epochs=2, max_grad_norm=0.01)
+
+    def gradients() -> list[torch.Tensor]:
+        return [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+
+    trainer.step(QUERIES, QUERIES, [1.0, 0.5])
+    assert len(gradients()) == len(list(trainer.model.parameters()))
+    norm = torch.cat([gradient.flatten() for gradient in gradients()]).norm()
+    torch.testing.assert_close(float(norm), 0.01, rtol=1e-3, atol=0)  # of one backward batch, clipped
+    trainer.generate(QUERIES, max_new_tokens=1)
+    assert not gradients()
+    trainer.step(QUERIES, QUERIES, [1.0, 0.5])
+    trainer.step(QUERIES, QUERIES, [1.0, math.nan])
+    assert not gradients()
+
+
+@pytest.mark.parametrize("way", ["trainer", "best", "model", "save_pretrained"])
+def test_what_is_pushed_goes_to_the_hub(way, tiny_gpt2, tmp_path, fresh_accelerate):
+    """Which cannot be reached here: the error names it."""
+    repository = {"repo_id": "me/model", "private": True}
+    trainer = make_trainer(tiny_gpt2, push_to_hub_if_best_kwargs=repository)
+    with pytest.raises(OfflineModeIsEnabled, match=r"https://huggingface\.co/"):
+        if way == "trainer":
+            trainer.push_to_hub(**repository)
+        elif way == "best":
+            trainer.step(QUERIES, QUERIES, [1.0, 0.5])
+        elif way == "model":
+            trainer.model.push_to_hub(**repository)
+        else:
+            trainer.model.save_pretrained(tmp_path / "model", push_to_hub=True, **repository)
+
+
+def test_what_a_trainer_uploads(tiny_gpt2, monkeypatch, fresh_accelerate):
+    calls = {}
+
+    def upload_folder(self, *, folder_path, **kwargs):
+        calls["files"] = {path.name for path in Path(folder_path).iterdir()}
+        calls["upload"] = kwargs
+
+    def create_repo(self, *args, **kwargs):
+        calls["create"] = (*args, kwargs)
+        return "address"
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    assert make_trainer(tiny_gpt2).push_to_hub("me/model", private=True, commit_message="a step") == "address"
+    assert calls["create"] == ("me/model", {"private": True, "exist_ok": True})
+    assert calls["upload"] == {"repo_id": "me/model", "commit_message": "a step"}
+    assert {"config.json", "model.safetensors", "v_head.safetensors"} <= calls["files"]

@@ -179,6 +179,29 @@ def test_fresh_lora_with_dropout_starts_at_ratio_one(tiny_t5):
     assert not [name for name, module in trainer.policy.named_modules() if module.training]
 
 
+@pytest.mark.parametrize("lora", [None, {**LORA, "lora_dropout": 0.5}], ids=["all weights", "LoRA with dropout"])
+def test_checkpointing_keeps_less_and_learns_the_same(tiny_t5, lora):
+    """Bit for bit: dropout draws the same numbers when a layer is computed again."""
+    results = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tiny_t5, lora=lora, ppo_epochs=2, gradient_checkpointing=checkpointing)
+        kept = 0
+
+        def pack(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            stats = trainer.step(*make_batch())
+        assert stats["ppo/updates"] > 0
+        assert not any(module.training or "forward" in vars(module) for module in trainer.policy.modules())
+        results.append((kept, torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])))
+    (plain_kept, plain), (kept, found) = results
+    assert kept < 0.5 * plain_kept
+    assert torch.equal(found, plain)
+
+
 def test_reference_is_the_model_with_adapters_off(tiny_t5):
     trainer = make_trainer(tiny_t5, lora=LORA)
     frozen = make_trainer(tiny_t5)

@@ -15,7 +15,7 @@ KL_PENALTIES = ("kl", "abs", "mse", "full")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 # Fields that an old script may set and that change nothing here. The others without a use are notes for the tracker.
-WITHOUT_EFFECT = ("optimize_cuda_cache", "optimize_device_cache", "gradient_checkpointing", "dataset_num_proc")
+WITHOUT_EFFECT = ("optimize_cuda_cache", "optimize_device_cache", "dataset_num_proc")
 
 
 class _Derived:
@@ -100,7 +100,7 @@ class PPOConfig:
     whiten_rewards: bool = (
         False  # give the token rewards variance 1 before advantages are computed, and keep their mean
     )
-    gradient_checkpointing: bool = False  # no effect
+    gradient_checkpointing: bool = False  # compute layers again for the gradient, which takes time and saves memory
 
     # PPOTrainer fills these in
     is_encoder_decoder: bool | None = None

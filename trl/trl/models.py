@@ -188,6 +188,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         return self.pretrained_model.prepare_inputs_for_generation(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """transformers' own. PPOTrainer, in eval mode, recomputes the same layers without the reentrant kind."""
         self.base_model.gradient_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -313,6 +314,25 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
     def _values(self, hidden: Tensor, logits: Tensor) -> Tensor:
         """(B, T) float32 from (B, T, H)."""
         return self.v_head(hidden).squeeze(-1).float().to(logits.device)
+
+    def unused_weights(self) -> list[str]:
+        """Names of the trainable weights that have no part in the outputs for an input of one token.
+
+        Such as the experts that get no token, and LED's projections for global attention, which is off.
+        """
+        token = torch.ones(1, 1, dtype=torch.long, device=self.base_model.get_input_embeddings().weight.device)
+        with torch.enable_grad():
+            logits, _, values = self(**self.response_inputs(token, token, token, token))
+        nodes = [output.grad_fn for output in (logits, values) if output.grad_fn is not None]
+        seen, used = set(nodes), set()
+        while nodes:
+            node = nodes.pop()
+            if hasattr(node, "variable"):  # of a leaf: it adds up the gradient of a weight
+                used.add(node.variable)
+            new = {before for before, _ in node.next_functions if before is not None} - seen
+            seen |= new
+            nodes += new
+        return [name for name, p in self.named_parameters() if p.requires_grad and p not in used]
 
     # --- the adapter of a reward model -------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from . import ppo_math
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
 from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
+from .recomputation import recomputed_layers
 from .reference import create_reference_model
 from .value_head import current_names
 
@@ -206,12 +207,18 @@ class PPOTrainer:
             self.accelerator.print(unused)
 
         model.eval()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.ref_model = self._choose_reference(model, ref_model, num_shared_layers)
         trainable = [p for p in model.parameters() if p.requires_grad]
         if optimizer is None:
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate)
         if lr_scheduler is None:
             lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
+        if self.is_distributed and self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            # DDP waits for the gradient of every weight. To look for those without one takes time in each pass.
+            model.to(self.accelerator.device)
+            self.accelerator.ddp_handler.find_unused_parameters |= bool(model.unused_weights())
         self.model, self.optimizer, self.lr_scheduler = self.accelerator.prepare(model, optimizer, lr_scheduler)
         self.policy = self.accelerator.unwrap_model(self.model)  # the same weights, without the wrapper of processes
         self.policy.eval()
@@ -438,6 +445,7 @@ class PPOTrainer:
             raise ValueError(f"give generate one query of shape (Q,) or a list of them, not {tuple(queries.shape)}")
         _check_ids("query", queries)
         self.policy.eval()
+        self._drop_gradients()  # those of the last `step` take memory
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for start in range(0, len(queries), batch_size or max(len(queries), 1)):
             chunk = queries[start : start + batch_size] if batch_size else queries
@@ -502,13 +510,15 @@ class PPOTrainer:
         and tokens/*_dist (B,), objective/logprobs and objective/ref_logprobs (B, T) with 0 where no action is,
         ppo/policy/advantages (actions,), ppo/policy/ratio (actions of all mini-batches of all epochs,). If a score is
         NaN or infinite on any process, nothing is learnt: `ppo/skipped_nonfinite` is 1 and statistics of the update
-        are absent. Raises ValueError for inputs that do not fit together.
+        are absent. The gradients of the last update stay in the weights' `grad` until the next `generate` or `step`.
+        Raises ValueError for inputs that do not fit together.
         """
         started = time.perf_counter()
         self.config.check()
         # another trainer in this process may have changed accelerate's shared setting
         self.accelerator.gradient_accumulation_steps = self.config.gradient_accumulation_steps
         self.policy.eval()
+        self._drop_gradients()
         self._check_inputs(queries, responses, scores, response_masks)
         responses, scores, response_masks = self._without_start(responses, scores, response_masks)
         mask, tokens = self._masks(responses, response_masks)
@@ -760,13 +770,15 @@ class PPOTrainer:
         Returns the verdict (a key of the counts) and adds to `seen`.
         """
         config, accelerator = self.config, self.accelerator
+        self._drop_gradients()
         tokens = self._total(experience.mask[rows].sum())
         # accelerate divides by the accumulation steps, and the processes' gradients are averaged: undo both
         scale = config.gradient_accumulation_steps * accelerator.num_processes / tokens
         sums = torch.zeros(len(LossSums._fields), device=self.device)
         verdict = "updates"
         for start in range(0, len(rows), config.mini_batch_size):
-            with accelerator.accumulate(self.model):
+            # until the gradient is there: checkpointed layers are computed again for it
+            with accelerator.accumulate(self.model), self._only_lora_dropout():
                 mini, ratios = self._mini_batch_sums(experience, rows[start : start + config.mini_batch_size])
                 seen.ratios.append(ratios)
                 sums += torch.stack([s.detach() for s in mini])
@@ -785,7 +797,8 @@ class PPOTrainer:
                             self.optimizer.step()
                         else:
                             verdict = "skipped_nonfinite"
-                    self._drop_gradients()
+                    if verdict != "updates":
+                        self._drop_gradients()
         return verdict
 
     def _mini_batch_sums(self, experience: _Experience, rows: list[int]) -> tuple[LossSums, Tensor]:
@@ -793,7 +806,7 @@ class PPOTrainer:
         inputs, labels = self._model_inputs(
             [experience.queries[row] for row in rows], [experience.responses[row] for row in rows]
         )
-        with self._only_lora_dropout():
+        with recomputed_layers(self.policy):
             logits, _, values = self.model(**inputs)
         columns = labels.shape[1]
         mask, old_logprobs = experience.mask[rows, :columns], experience.logprobs[rows, :columns]
@@ -832,9 +845,9 @@ class PPOTrainer:
         return float(self.accelerator.clip_grad_norm_(trainable, math.inf if limit is None else limit))
 
     def _drop_gradients(self) -> None:
-        self.optimizer.zero_grad()
+        self.policy.zero_grad()
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # accelerate's zero_grad does nothing there, and ZeRO keeps what earlier mini-batches accumulated
+            # ZeRO keeps what earlier mini-batches accumulated
             engine = self.accelerator.deepspeed_engine_wrapped.engine
             engine.optimizer.zero_grad()
             if hasattr(engine.optimizer, "averaged_gradients"):
