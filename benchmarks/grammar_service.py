@@ -18,7 +18,7 @@ from collections import Counter
 from alarm.common.errors import report_user_errors
 from alarm.common.flags import parser, positive_int
 from alarm.tasks.mt.data import load_rows
-from alarm.tasks.mt.grammar.checker import BACKENDS, Match, make_checker
+from alarm.tasks.mt.grammar import BACKENDS, Match, make_checker
 
 SPELLING = "MORFOLOGIK_RULE_EN_US"
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     import transformers
     from transformers import LongformerConfig, LongformerForSequenceClassification, LongformerForTokenClassification
 
-    from alarm.models.longformer import accelerate_longformer
+    from alarm.models.longformer import use_packed_attention
 
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'model':<20}{'lengths':<9}{'run':<9}{'transformers':>15}{'alarm':>15}{'ratio':>8}{'difference':>12}")
     for model_class in (LongformerForTokenClassification, LongformerForSequenceClassification):
         plain = model_class(config).to(args.device)
-        models = {"transformers": plain, "alarm": accelerate_longformer(copy.deepcopy(plain))}
+        models = {"transformers": plain, "alarm": use_packed_attention(copy.deepcopy(plain))}
         for shape, length in lengths.items():
             real = (torch.arange(args.length) < length[:, None]).to(args.device)
             ids = torch.randint(3, 4000, real.shape, device=args.device).masked_fill(~real, 1)

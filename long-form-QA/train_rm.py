@@ -11,7 +11,7 @@ from alarm.common.flags import positive_int
 from alarm.learning.fit import check_training, training_parser
 from alarm.learning.reward_models import add_selection_flag, load_splits, train_aspect
 from alarm.tasks.qa.aspects import MODEL_FOLDERS
-from alarm.tasks.spans import make_splitter
+from alarm.tasks.sentences import make_splitter
 
 DATA = Path(os.path.relpath(Path(__file__).parent)) / "qa_feedback"
 

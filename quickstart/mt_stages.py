@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 from alarm.common.errors import UserError
-from alarm.tasks.mt.grammar.checker import find_installation
+from alarm.tasks.mt.grammar.server import find_installation
 from stages import ROOT, Stage, flag_words, plots, short, what_to_look_at
 
 DATA = ROOT / "quickstart" / "data" / "mt"

@@ -82,6 +82,26 @@ def test_of_two_spans_on_one_token_last_adds_and_tokens_takes_the_later(tokenize
         assert aspect_rewards(placed, [1], sigmoid_shaping=False)[0].tolist() == [value]
 
 
+def test_spans_pay_each_token_that_holds_a_character_of_one():
+    # text:    "ab cd  efg"; tokens: "ab", " c", "d", "", "  ", "efg", end of sequence
+    decoded = [("ab cd  efg", [(0, 2), (2, 4), (4, 5), (5, 5), (5, 7), (7, 10), (10, 10)])]
+    aspect = Aspect("x", shouting, pay="tokens")
+
+    def paid_tokens(*spans):
+        score = AspectScore([[(start, end, -1.0) for start, end in spans]], {"x": [0.0]})
+        return place(aspect, score, decoded).tokens[0].tolist()
+
+    assert paid_tokens() == []
+    assert paid_tokens((0, 2)) == [0]
+    assert paid_tokens((3, 4)) == [1]  # the middle of a word
+    assert paid_tokens((2, 3)) == [1]  # the space in front of it
+    assert paid_tokens((3, 5)) == [1, 2]
+    assert paid_tokens((4, 8)) == [2, 4, 5]  # not the token without text
+    assert paid_tokens((0, 1), (1, 2), (9, 10)) == [0, 5]  # two spans on one token
+    empty = AspectScore([[(0, 3, -1.0)]], {"x": [0.0]})
+    assert place(aspect, empty, [("", [])]).tokens[0].tolist() == []
+
+
 def test_values_are_shaped_one_by_one_and_tokens_without_a_value_stay_at_0():
     score = AspectScore([[(0, 1, 2.0), (1, 2, 0.0)]], {"x": [0.0]})
     placed = place(Aspect("x", shouting), score, [("abc", [(0, 2), (2, 3)])])

@@ -77,10 +77,17 @@ def unit_share(text: str) -> float:
     return value
 
 
+def half_share(text: str) -> float:
+    value = finite_float(text)
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 0.5")
+    return value
+
+
 # argparse names the type in its message: "invalid int value"
 positive_int.__name__ = seed_value.__name__ = "int"
 positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"
-nonnegative_float.__name__ = unit_share.__name__ = "float"
+nonnegative_float.__name__ = unit_share.__name__ = half_share.__name__ = "float"
 
 
 def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:

@@ -17,7 +17,7 @@ from trl.config import TRACKERS
 
 from ..common.errors import UserError
 from ..common.files import check_writable, write_json
-from ..common.flags import check_model_name, finite_float, parser, positive_float, positive_int, seed_value
+from ..common.flags import check_model_name, parser, positive_float, positive_int, seed_value
 from ..common.launch import check_launch, process_state
 from ..common.texts import Example, question_key, shared_questions, without_shared
 
@@ -31,32 +31,24 @@ def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
     flags = parser(description)
     add = flags.add_argument
     add("--model_path", default=defaults["model_path"], help="model to start from: a folder or a hub name")
-    add("--save_dir", required=True, help="new folder for the trained model (refused where it holds something)")
+    add("--save_dir", required=True, help="new folder for the trained model (refused if it holds something)")
     add("--num_epochs", type=positive_float, default=defaults["num_epochs"], help="passes over the training data")
     add("--batch_size", type=positive_int, default=defaults.get("batch_size", 8), help="examples per process and step")
     add("--lr", type=positive_float, default=defaults["lr"], help="peak learning rate (linear decay to zero)")
-    add("--max_steps", type=positive_int, help="stop after this many steps, in place of the full duration")
+    add("--max_steps", type=positive_int, help="stop after this many steps, instead of the full duration")
     add("--seed", type=seed_value, default=42, help="seed of the initial weights, the data order and dropout")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast, weights stay float32")
     add(
         "--report_to",
         default="none",
         choices=TRACKERS,
-        help="tracker of the training curves (trackio wants a pip install of its own)",
+        help="tracker of the training curves (trackio needs a pip install of its own)",
     )
     return flags
 
 
-def share(text: str) -> float:
-    """A flag's value from 0 to a half."""
-    value = finite_float(text)
-    if not 0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 0.5")
-    return value
-
-
 def check_save_dir(path: str | Path) -> None:
-    """Raise UserError where the folder to write already holds something."""
+    """Raise UserError if the folder to write already holds something."""
     path = Path(path)
     check_writable(path, "--save_dir")
     if path.is_file():

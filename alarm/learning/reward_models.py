@@ -24,7 +24,7 @@ from ..tasks.qa.feedback import (
     load_feedback,
     relevance_labels,
 )
-from ..tasks.spans import subsentence_spans
+from ..tasks.sentences import subsentence_spans
 from .fit import Losses, fit, leave_out_shared, share, token_losses
 from .metrics import classification_metrics, format_metrics, mean_and_deviation, pair_metrics, verdict
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from ..tasks.spans import Splitter
+    from ..tasks.sentences import Splitter
 
 Encode = Callable[[list[str], list[str]], list[list[int]]]  # prompts, answers -> token ids
 Score = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]  # model, padded batch -> (B,)
@@ -271,7 +271,7 @@ def _train_units(aspect, train, dev, splitter, args) -> dict:
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, set_seed
 
     from ..models.load import load_start
-    from ..models.longformer import accelerate_longformer
+    from ..models.longformer import use_packed_attention
 
     set_seed(args.seed)
     config, tokenizer = load_base(args.model_path, "TokenClassification")
@@ -293,7 +293,7 @@ def _train_units(aspect, train, dev, splitter, args) -> dict:
             absent = "sentence without an error" if label == NO_ERR else f"{aspect} error"
             raise UserError(f"the training feedback holds no {absent}: there is nothing to tell apart; give more")
 
-    model = accelerate_longformer(
+    model = use_packed_attention(
         load_start(
             AutoModelForTokenClassification,
             args.model_path,
@@ -329,7 +329,7 @@ def _train_completeness(train, dev, splitter, args) -> dict:
 
     from ..models.holistic import read_by_mask
     from ..models.load import load_start
-    from ..models.longformer import accelerate_longformer
+    from ..models.longformer import use_packed_attention
 
     set_seed(args.seed)
     config, tokenizer = load_base(args.model_path, "SequenceClassification")
@@ -356,7 +356,7 @@ def _train_completeness(train, dev, splitter, args) -> dict:
     dev_items = encode_pairs(encode, pairs["dev"])
     _say("train and dev", f"{len(items)} and {len(pairs['dev'])} pairs", cut, max_length)
 
-    model = accelerate_longformer(
+    model = use_packed_attention(
         load_start(AutoModelForSequenceClassification, args.model_path, new_head=True, num_labels=1)
     )
     read_by_mask(model, tokenizer.pad_token_id)

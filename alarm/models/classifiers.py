@@ -75,14 +75,14 @@ class _RewardModel:
 
     def __init__(self, folder: Path, role: str, model_class, device, dtype, batch_size: int, **kwargs):
         from .load import load_config, load_model, load_tokenizer, position_limit
-        from .longformer import accelerate_longformer
+        from .longformer import use_packed_attention
 
         config = load_config(folder, role)
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "vocab.txt"))
         # a folder of weights alone goes with the tokenizer of the model that it was trained from
         source = folder if has_tokenizer or config.model_type != "longformer" else "allenai/longformer-base-4096"
         self.tokenizer = load_tokenizer(source, role, **kwargs)
-        self.model = accelerate_longformer(load_model(model_class, folder, role, device, dtype))
+        self.model = use_packed_attention(load_model(model_class, folder, role, device, dtype))
         self.max_length = position_limit(config, self.tokenizer)
         self.batch_size = batch_size
         self.truncated = 0

@@ -23,7 +23,7 @@ MASKED, LOCAL, GLOBAL = 0, 1, 2
 CPU_BLOCK, GPU_BLOCK = 128, 512
 
 
-def accelerate_longformer(model: PreTrainedModel) -> PreTrainedModel:
+def use_packed_attention(model: PreTrainedModel) -> PreTrainedModel:
     """Make a Longformer compute its encoder as this module does, in place; any other model stays as it is.
 
     Weights, their names and what `save_pretrained` writes do not change, and outputs at real positions change by
@@ -199,10 +199,10 @@ class LongformerModel(modeling_longformer.LongformerModel):
         return_dict: bool | None = None,
         **_,
     ):
-        """As the class of transformers does it. Raises ValueError where attention probabilities are asked for."""
+        """As the class of transformers does it. Raises ValueError if attention probabilities are asked for."""
         if self.config.output_attentions if output_attentions is None else output_attentions:
             raise ValueError(
-                "an accelerated Longformer keeps no attention probabilities; ask transformers' own for them"
+                "packed attention keeps no attention probabilities; ask a Longformer of transformers for them"
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")

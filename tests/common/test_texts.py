@@ -14,7 +14,7 @@ from alarm.common.texts import answer_key, one_spelling, question_key, without_s
 from alarm.learning.metrics import pair_metrics
 from alarm.learning.reward_models import encode_training_pairs, set_aside
 from alarm.tasks.qa.feedback import Feedback, Pair, completeness_pairs
-from alarm.tasks.spans import make_splitter
+from alarm.tasks.sentences import make_splitter
 from helpers import CHECKPOINTS, FIXTURES, load_script
 
 T5 = FIXTURES / "golden" / "checkpoints" / "tiny-t5"

@@ -166,7 +166,7 @@ def test_the_loss_of_a_unit_classifier_is_the_unit_mean(weights, feedback, tmp_p
 
     from alarm.learning.reward_models import balanced_weights, encode_answers, label_answers
     from alarm.tasks.qa.feedback import IGNORED, load_feedback
-    from alarm.tasks.spans import make_splitter
+    from alarm.tasks.sentences import make_splitter
 
     base, splitter = CHECKPOINTS / "tiny-rel_rm", make_splitter("sentencizer")
     words = [

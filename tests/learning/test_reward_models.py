@@ -32,7 +32,7 @@ from alarm.tasks.qa.feedback import (
     preference_pairs,
     relevance_labels,
 )
-from alarm.tasks.spans import make_splitter, subsentence_spans
+from alarm.tasks.sentences import make_splitter, subsentence_spans
 from helpers import ROOT, load_script
 
 DATA = ROOT / "quickstart" / "data" / "qa"

@@ -26,7 +26,7 @@ from transformers.models.longformer import modeling_longformer
 
 import alarm.models.longformer
 from alarm.models.classifiers import TextScorer, UnitClassifier
-from alarm.models.longformer import BlockedSelfAttention, accelerate_longformer, make_blocks, make_packing
+from alarm.models.longformer import BlockedSelfAttention, make_blocks, make_packing, use_packed_attention
 from helpers import CHECKPOINTS, GOLDEN
 
 PAD = 1
@@ -41,13 +41,13 @@ def config(window: int | list[int] = 8, **changes) -> LongformerConfig:
 
 
 def both(model_class, settings: LongformerConfig) -> tuple:
-    """transformers' model in float64, and a copy of it that is accelerated."""
+    """transformers' model in float64, and a copy of it with packed attention."""
     torch.manual_seed(0)
     model = model_class(settings).double().eval()
     with torch.no_grad():  # biases start at zero, and would hide a mistake with them
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return model, accelerate_longformer(copy.deepcopy(model))
+    return model, use_packed_attention(copy.deepcopy(model))
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_golden_checkpoints(golden, name):
     texts = [f"{item['prompt']} answer: {item['text']}" for item in items]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = dict(tokenizer(texts, truncation=True, max_length=1280, padding=True, return_tensors="pt"))
-    assert_same((model, accelerate_longformer(copy.deepcopy(model))), inputs, 5e-5)
+    assert_same((model, use_packed_attention(copy.deepcopy(model))), inputs, 5e-5)
 
 
 @pytest.mark.parametrize(
@@ -278,11 +278,11 @@ def test_other_models_stay():
     )
     model = BertForSequenceClassification(settings)
     before = [type(module) for module in model.modules()]
-    assert accelerate_longformer(model) is model
+    assert use_packed_attention(model) is model
     assert [type(module) for module in model.modules()] == before
 
 
-def test_reward_models_are_accelerated(tmp_path):
+def test_reward_models_use_packed_attention(tmp_path):
     """By default; and their inputs are padded to the longest of the batch, not to the window."""
     for name in ("rel_rm", "comp_rm"):
         (tmp_path / name).symlink_to(CHECKPOINTS / f"tiny-{name}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...common.distinct import distinct
 from ...types import AspectScore, Rollout
-from .grammar.checker import Checker, Match, make_checker
+from .grammar import Checker, Match, make_checker
 
 if TYPE_CHECKING:
     from ...api import Settings

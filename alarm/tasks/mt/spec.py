@@ -11,7 +11,7 @@ from ...api import Aspect, Flag, Metric, Task
 from ...common.flags import positive_float, positive_int
 from .aspects import Confidence, Grammar, Readability
 from .data import DATASET, PREFIX, load_parts, load_rows, prompt
-from .grammar.checker import BACKENDS
+from .grammar import BACKENDS
 
 READABILITY = Aspect(
     "readability",

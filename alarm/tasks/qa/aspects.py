@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from ...common.console import cut_inputs
 from ...models.classifiers import NO_ERR, TextScorer, UnitClassifier, check_classifier
 from ...types import AspectScore, Rollout
-from ..spans import Span, Splitter, find_splitter, make_splitter, subsentence_spans
+from ..sentences import Splitter, find_splitter, make_splitter, subsentence_spans
+from ..spans import Span
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,8 @@ from ...common.texts import answer_key
 from ...models.classifiers import F_ERR, NF_ERR, NO_ERR
 
 if TYPE_CHECKING:
-    from ..spans import Span, Splitter
+    from ..sentences import Splitter
+    from ..spans import Span
 
 RELEVANCE_ERRORS = frozenset({"Irrelevant", "Redundant", "Incoherent"})
 FACTUALITY_ERRORS = frozenset({"Wrong-Grounding", "Unverifiable"})

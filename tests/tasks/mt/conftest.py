@@ -8,7 +8,8 @@ import pytest
 from tasks.mt.languagetool_stub import FAKE_JAVA, StubServer
 
 from alarm.common.errors import UserError
-from alarm.tasks.mt.grammar.checker import LanguageToolChecker, LocalServer, find_installation
+from alarm.tasks.mt.grammar.checker import LanguageToolChecker
+from alarm.tasks.mt.grammar.server import LocalServer, find_installation
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import psutil
 
-from alarm.tasks.mt.grammar.checker import LocalServer
+from alarm.tasks.mt.grammar.server import LocalServer
 
 # finds the word "wrong"; offsets in UTF-16 units, as LanguageTool's
 ANSWER = """

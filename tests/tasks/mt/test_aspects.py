@@ -18,7 +18,7 @@ from alarm.rewards import aspect_rewards
 from alarm.scoring import place
 from alarm.tasks.mt.aspects import EnglishConfidence, Grammar, covered, readability_grade
 from alarm.tasks.mt.data import load_rows, load_splits, prompt
-from alarm.tasks.mt.grammar.checker import Match
+from alarm.tasks.mt.grammar import Match
 from alarm.tasks.mt.spec import GRAMMAR, TASK
 from alarm.tasks.spans import token_offsets
 from alarm.training.main import parse_args

@@ -16,18 +16,16 @@ import pytest
 from tasks.mt.languagetool_stub import group_members, java_of
 
 from alarm.common.errors import UserError
-from alarm.tasks.mt.grammar.checker import (
-    GrammarServiceError,
-    LanguageToolChecker,
+from alarm.tasks.mt.grammar import GrammarServiceError, Match, make_checker
+from alarm.tasks.mt.grammar.checker import LanguageToolChecker
+from alarm.tasks.mt.grammar.protocol import ServerFailure, parse_matches
+from alarm.tasks.mt.grammar.server import (
+    FOLDERS,
     LocalServer,
-    Match,
     RemoteServer,
-    ServerFailure,
     find_installation,
     free_port,
     machine_folder,
-    make_checker,
-    parse_matches,
 )
 from helpers import ROOT
 
@@ -346,7 +344,8 @@ def test_a_server_that_dies_at_start_ends_the_run_with_its_own_words(fake_java, 
 RANK = """
 import os, sys, time
 from pathlib import Path
-from alarm.tasks.mt.grammar.checker import LanguageToolChecker, LocalServer
+from alarm.tasks.mt.grammar.checker import LanguageToolChecker
+from alarm.tasks.mt.grammar.server import LocalServer
 checker = LanguageToolChecker(LocalServer(Path(sys.argv[1])), pause=0.01)
 assert len(checker.check(["something wrong"])[0]) == 1
 print(checker.server._state["group"], checker.server._state["port"], flush=True)
@@ -384,7 +383,8 @@ CHECK = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script inherits it ignored
 from alarm.common.errors import report_user_errors
-from alarm.tasks.mt.grammar.checker import LanguageToolChecker, RemoteServer
+from alarm.tasks.mt.grammar.checker import LanguageToolChecker
+from alarm.tasks.mt.grammar.server import RemoteServer
 
 @report_user_errors
 def main():
@@ -460,14 +460,14 @@ def test_installation_is_found_by_ltp_path(fake_java, monkeypatch):
 
 def test_without_languagetool_one_line_says_how_to_get_it(fake_java, monkeypatch, tmp_path):
     monkeypatch.delenv("LTP_PATH", raising=False)
-    monkeypatch.setattr("alarm.tasks.mt.grammar.checker.PROJECT_FOLDER", tmp_path / "none")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folders = (tmp_path / "none", FOLDERS[1])
     with pytest.raises(UserError, match=r"make languagetool.*--grammar_backend rules"):
-        make_checker()
+        find_installation(folders)
     downloaded = tmp_path / "home/.cache/language_tool_python/LanguageTool-6.8/languagetool-server.jar"
     downloaded.parent.mkdir(parents=True)
     downloaded.touch()
-    assert find_installation() == downloaded.resolve()
+    assert find_installation(folders) == downloaded.resolve()
     monkeypatch.setenv("LTP_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"LTP_PATH=.*none"):
         make_checker()

@@ -13,7 +13,8 @@ import torch
 from tasks.mt.languagetool_stub import group_members, java_of
 
 from alarm.tasks.mt.aspects import MTAspects
-from alarm.tasks.mt.grammar.checker import LanguageToolChecker, LocalServer, RemoteServer, free_port
+from alarm.tasks.mt.grammar.checker import LanguageToolChecker
+from alarm.tasks.mt.grammar.server import LocalServer, RemoteServer, free_port
 from alarm.types import Rollout
 from helpers import CHECKPOINTS, FIXTURES
 

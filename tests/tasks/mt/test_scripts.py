@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, MarianConfig, MarianMTModel
 from alarm.common.errors import UserError
 from alarm.evaluation.compare import read_generations
 from alarm.tasks.find import find_task
-from alarm.tasks.mt.grammar.checker import LanguageToolChecker, find_installation
+from alarm.tasks.mt.grammar.checker import LanguageToolChecker
+from alarm.tasks.mt.grammar.server import find_installation
 from helpers import CHECKPOINTS, ROOT, forget_accelerate, load_script
 
 PAIRS = [
@@ -252,7 +253,8 @@ def test_a_resumed_run_refuses_other_data_and_models(world, train_ppo, tmp_path,
 
 
 def test_a_grammar_service_that_fails_for_good_leaves_a_checkpoint(world, train_ppo, tmp_path, capfd, monkeypatch):
-    from alarm.tasks.mt.grammar.checker import GrammarServiceError, RulesChecker
+    from alarm.tasks.mt.grammar import GrammarServiceError
+    from alarm.tasks.mt.grammar.rules import RulesChecker
 
     check, calls = RulesChecker.check, []
 

@@ -22,7 +22,8 @@ from alarm.scoring import place
 from alarm.tasks.qa.aspects import judge_units, rate, sentences, subsentences
 from alarm.tasks.qa.data import load_examples
 from alarm.tasks.qa.spec import FACTUALITY, RELEVANCE, TASK
-from alarm.tasks.spans import Splitter, token_offsets
+from alarm.tasks.sentences import Splitter
+from alarm.tasks.spans import token_offsets
 from alarm.training.main import parse_args
 from alarm.types import AspectScore, Rollout
 from helpers import CHECKPOINTS, GOLDEN, ROOT, Aspects
