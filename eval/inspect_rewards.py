@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = load_tokenizer(policy, recipe_args)
     settings = Settings(recipe_args, tokenizer, process_state().device, getattr(torch, recipe_args.dtype))
-    recipe = RewardRecipe.from_flags(recipe_args, task.weights(recipe_args))
+    recipe = RewardRecipe.from_flags(recipe_args, task)
     scorer = load_scorer(task, recipe.weights, settings, holistic_of(task, recipe_args, settings))
     try:
         batch = recipe_args.rm_max_batch_size

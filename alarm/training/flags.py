@@ -24,7 +24,6 @@ from ..common.flags import (
     seed_value,
     unit_share,
 )
-from ..types import REWARD_TYPES
 from .run import check_trained_base
 
 # defaults of the flags for which a task can have its own (Task.defaults). The constants of PPO are TRL's, which the
@@ -115,7 +114,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         "reward_type",
         "how the holistic reward and the aspect rewards are combined",
         default="hierarchical",
-        choices=REWARD_TYPES,
+        choices=tuple(task.all_combiners),
     )
     switch("sigmoid_shaping", "pass aspect rewards through a sigmoid, so that they are positive")
     switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")

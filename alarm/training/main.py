@@ -79,7 +79,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     # 3. the rewards, then the policy
     settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
-    recipe = RewardRecipe.from_flags(args, task.weights(args))
+    recipe = RewardRecipe.from_flags(args, task)
     scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
     try:
         # 4. answer and score, or train
