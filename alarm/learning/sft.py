@@ -29,7 +29,7 @@ class Encoded:
     cut_targets: int
 
 
-def encode_pairs(
+def encode_separate(
     tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], max_prompt: int, max_target: int
 ) -> Encoded:
     """Tokenise pairs for an encoder-decoder; what is too long loses its end, but keeps EOS."""
@@ -115,7 +115,7 @@ def run_sft(task: Task, args: argparse.Namespace) -> None:
     if args.model_path is None:
         raise UserError("--model_path is not given; name the folder or the hub name of the model to start from")
     check_training(args)
-    pairs = {split: load_pairs(task, split, args) for split in ("train", "dev")}
+    pairs = {split: load_demonstrations(task, split, args) for split in ("train", "dev")}
     train, dev = pairs["train"], pairs["dev"]
     if task.repeats:
         warn_of_shared([prompt for prompt, _ in train], [prompt for prompt, _ in dev])
@@ -124,7 +124,7 @@ def run_sft(task: Task, args: argparse.Namespace) -> None:
     train_policy(train, dev, args)
 
 
-def load_pairs(task: Task, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
+def load_demonstrations(task: Task, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
     """(prompt, answer) for each answer of each row of a split. UserError names the file and the row that has none."""
     path = getattr(args, f"{split}_file")
     if task.splits is not None:
@@ -188,7 +188,7 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
     encoded = {}
     for name, pairs in (("train", train), ("dev", dev)):
         if both:  # labels hold the target language too, which is no token of the answer
-            one = encode_pairs(tokenizer, pairs, limits[0], limits[1] + len(prefix))
+            one = encode_separate(tokenizer, pairs, limits[0], limits[1] + len(prefix))
         else:
             one = encode_joined(tokenizer, pairs, *limits, chat)
         encoded[name] = one

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from alarm.learning.fit import Epoch, epoch_table, format_epochs
-from alarm.learning.sft import encode_pairs, load_pairs
+from alarm.learning.sft import encode_separate, load_demonstrations
 from alarm.tasks.qa.spec import TASK
 from helpers import FIXTURES, load_script
 
@@ -16,7 +16,7 @@ from helpers import FIXTURES, load_script
 def test_what_is_too_long_loses_its_end_but_keeps_eos_and_is_counted():
     tokenizer = AutoTokenizer.from_pretrained(FIXTURES / "golden" / "checkpoints" / "tiny-t5")
     pairs = [("a b", "c"), ("word " * 50, "d " * 40), ("e", "f " * 40)]
-    encoded = encode_pairs(tokenizer, pairs, max_prompt=12, max_target=8)
+    encoded = encode_separate(tokenizer, pairs, max_prompt=12, max_target=8)
     assert (encoded.cut_prompts, encoded.cut_targets) == (1, 2)
     for item in encoded.items:
         assert item["input_ids"][-1] == item["labels"][-1] == tokenizer.eos_token_id
@@ -29,7 +29,7 @@ def test_every_reference_is_a_target(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "p", "answer": ["x", " y "]}, {"text": "q", "answer": ["z", " "]}]))
     args = load_script("long-form-QA/train_sft.py").parse_args(["--save_dir", "x", "--train_file", str(path)])
-    assert load_pairs(TASK, "train", args) == [("p", "x"), ("p", "y"), ("q", "z")]
+    assert load_demonstrations(TASK, "train", args) == [("p", "x"), ("p", "y"), ("q", "z")]
 
 
 def test_epochs_pair_losses_by_step():
