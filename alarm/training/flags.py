@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl.config import KL_PENALTIES, TRACKERS
+from trl.config import ADVANTAGES, KL_PENALTIES, TRACKERS
 from trl.paths import check_base
 
 from ..api import Flag, Task
@@ -47,6 +47,8 @@ DEFAULTS = {
     "gradient_accumulation_steps": 1,
     "n_ppo_epoch_per_rollout": 4,
     "kl_threshold": 0.1,
+    "advantage": "gae",
+    "samples_per_prompt": 1,
     "init_kl_coef": 0.2,
     "kl_control": "adaptive",
     "kl_penalty": "kl",
@@ -157,6 +159,8 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         "the passes over a batch end early when KL from the rollout policy exceeds 1.5 times this",
         positive_float,
     )
+    add("advantage", "gae: by a value head; rloo, grpo: against the other answers to a prompt", choices=ADVANTAGES)
+    add("samples_per_prompt", "answers to each prompt of a PPO step; --batch_size counts answers", positive_int)
     add("init_kl_coef", "reward per nat of KL from the start policy, at the start", nonnegative_float)
     add("kl_control", "adaptive: move the coefficient until KL meets --kl_target", choices=("adaptive", "fixed"))
     add("kl_target", "with --kl_control adaptive: nats of KL per response to reach", positive_float)
@@ -232,6 +236,15 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
         raise UserError(
             f"--batch_size {args.batch_size} is not a multiple of --mini_batch_size x --gradient_accumulation_steps "
             f"= {step}; change one of the three"
+        )
+    if args.advantage != "gae" and args.samples_per_prompt < 2:
+        raise UserError(
+            f"--advantage {args.advantage} compares answers to one prompt; give --samples_per_prompt 2 or more"
+        )
+    if not args.test and args.batch_size % args.samples_per_prompt:
+        raise UserError(
+            f"--batch_size {args.batch_size} is not a multiple of --samples_per_prompt {args.samples_per_prompt}; "
+            "change one of the two"
         )
     for name in ("eval_interval", "checkpoint_interval"):
         if getattr(args, name) < 0:

@@ -170,7 +170,8 @@ def train(
 
     def step() -> None:
         started = time.perf_counter()
-        rollout = sample_rollout(generate, tokenizer, next(batches))
+        prompts = [prompt for prompt in next(batches) for _ in range(args.samples_per_prompt)]
+        rollout = sample_rollout(generate, tokenizer, prompts)
         rollout = resample_empty(rollout, generate, tokenizer)
         generated = time.perf_counter()
         with failing_together(accelerator):

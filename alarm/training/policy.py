@@ -80,11 +80,13 @@ def load_policy(
     fresh_adapter: PeftConfig | None = None,
     targets: list[str] | None = None,
     prefix: tuple[int, ...] = (),
+    value_head: bool = False,
 ) -> PreTrainedModelWrapper:
     """The model at `policy`, with `fresh_adapter` on `targets` if it has no adapter of its own.
 
     targets: ends of module names; None: those of `trl.lora.lora_targets`. They are printed.
     prefix: ids in front of each response of an encoder-decoder, which the policy does not choose.
+    value_head: for a policy that trains with one.
     Raises UserError if the model cannot be loaded, if it has no module of such a name, and if the tokenizer has tokens
     for which it has no embedding.
     """
@@ -106,6 +108,7 @@ def load_policy(
             policy,
             peft_config=None if is_adapter(policy) else fresh_adapter,
             dtype=getattr(torch, dtype),
+            value_head=value_head,
             v_head_init_strategy="zeros",
         )
     rows = len(model.base_model.get_input_embeddings().weight)
@@ -201,6 +204,8 @@ def ppo_config(args: argparse.Namespace) -> PPOConfig:
             ppo_epochs=args.n_ppo_epoch_per_rollout,
             early_stopping=True,
             target_kl=args.kl_threshold,
+            advantage=args.advantage,
+            samples_per_prompt=args.samples_per_prompt,
             init_kl_coef=args.init_kl_coef,
             adap_kl_ctrl=args.kl_control == "adaptive",
             target=args.kl_target,
@@ -236,14 +241,16 @@ def build_trainer(
     lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias="none")
     config = ppo_config(args)
     processes = process_state().num_processes
-    if len(train_prompts) < config.batch_size * processes:
+    batch = config.batch_size // config.samples_per_prompt
+    if len(train_prompts) < batch * processes:
         raise UserError(
-            f"the dataset has {len(train_prompts)} examples, fewer than one batch of {config.batch_size} on each of "
+            f"the dataset has {len(train_prompts)} examples, fewer than one batch of {batch} on each of "
             f"{processes} process(es); lower batch_size or give more data"
         )
     targets = [target.strip() for target in args.lora_targets.split(",")] if args.lora_targets else None
     prefix = decoder_prefix(policy, tokenizer, args)
-    model = load_policy(policy, tokenizer, args.dtype, None if args.no_lora else lora, targets, prefix)
+    with_head = args.advantage == "gae"
+    model = load_policy(policy, tokenizer, args.dtype, None if args.no_lora else lora, targets, prefix, with_head)
     try:
         return PPOTrainer(config, model, tokenizer=tokenizer, dataset=train_prompts, data_collator=list)
     except ValueError as error:

@@ -122,3 +122,13 @@ def test_models_that_do_not_use_each_weight_train_in_two_processes(tmp_path):
         assert any(without_gradient in weight for weight in one["still"])
         moved = any(without_gradient in weight for weight in one["moved"])
         assert moved == (name == "SwitchTransformers")
+
+
+def test_groups_that_lie_on_two_processes_are_compared_whole(tmp_path):
+    model = FOLDER.parent / "fixtures" / "golden" / "checkpoints" / "tiny-t5"
+    run_in_one_and_in_two("groups_in_processes.py", str(model), str(tmp_path))
+    for kind in ("rloo", "grpo"):
+        one, two = (json.loads((tmp_path / f"{kind}-{n}.json").read_text()) for n in (1, 2))
+        same_statistics(one, two)
+        assert one["ppo/updates"] == 2 and one["ppo/groups/std"] > 0
+        same_weights(*(load_file(tmp_path / f"{kind}-{n}.safetensors") for n in (1, 2)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 KL_PENALTIES = ("kl", "abs", "mse", "full")
+ADVANTAGES = ("gae", "rloo", "grpo")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 # Fields that an old script may set and that change nothing here. The others without a use are notes for the tracker.
@@ -70,6 +71,8 @@ class PPOConfig:
     horizon: float = 10000.0  # samples, over all processes, after which the coefficient has moved by up to a fifth
 
     # advantages and losses
+    advantage: str = "gae"  # gae; rloo or grpo: against the other responses to the prompt, without a value head (new)
+    samples_per_prompt: int = 1  # responses to each prompt of the dataset, one after the other in `step` (new)
     gamma: float = 1.0  # discount per token
     lam: float = 0.95  # lambda of generalised advantage estimation
     cliprange: float = 0.2  # of the probability ratio around 1
@@ -124,7 +127,8 @@ class PPOConfig:
 
     def check(self) -> None:
         """Raise ValueError for values that cannot work together, such as after a field was changed."""
-        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs", "compare_steps"):
+        whole = ["batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs", "compare_steps"]
+        for name in [*whole, "samples_per_prompt"]:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -133,6 +137,12 @@ class PPOConfig:
                 f"batch_size ({self.batch_size}) must be a multiple of mini_batch_size * gradient_accumulation_steps "
                 f"({self.mini_batch_size} * {self.gradient_accumulation_steps} = {self.backward_batch_size})"
             )
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of samples_per_prompt ({self.samples_per_prompt})"
+            )
+        if self.advantage not in ADVANTAGES:
+            raise ValueError(f"advantage must be one of {', '.join(ADVANTAGES)}, not {self.advantage!r}")
         if self.kl_penalty not in KL_PENALTIES:
             raise ValueError(f"kl_penalty must be one of {', '.join(KL_PENALTIES)}, not {self.kl_penalty!r}")
         if self.log_with is not None and self.log_with not in TRACKERS:

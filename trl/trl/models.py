@@ -43,18 +43,19 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
     """A language model (`pretrained_model`, possibly a PEFT model) and its value head (`v_head`).
 
     pretrained_model: a transformers or PEFT model with a language-model head
+    value_head: False: there is none, `v_head` is None and so are the values (rloo and grpo need none)
     summary_dropout_prob, v_head_initializer_range, v_head_init_strategy: see `ValueHead`
     """
 
     transformers_parent_class: type
     lm_head_namings: tuple[str, ...]
-    supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
+    supported_args = ("value_head", "summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
     # Encoder-decoder models: token ids between the decoder's start token and the response, such as the target language
     # of NLLB. The policy did not choose them: they are no actions.
     decoder_prefix: tuple[int, ...] = ()
 
-    def __init__(self, pretrained_model: nn.Module, **head: Any) -> None:
+    def __init__(self, pretrained_model: nn.Module, value_head: bool = True, **head: Any) -> None:
         super().__init__()
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
@@ -67,7 +68,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
                 raise ValueError(f"PPO trains one adapter, and {len(active)} are active: {some_names(active)}; set one")
         correct_attention(self.base_model)
         # Outside of the PEFT model: modules_to_save=["v..."] would also match the value projections of attention.
-        self.v_head = ValueHead(self.config, **head).to(self._head_device())
+        self.v_head = ValueHead(self.config, **head).to(self._head_device()) if value_head else None
 
     def _check_kind(self) -> None:
         name = type(self.base_model).__name__
@@ -156,7 +157,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
             pretrained_model = _with_fresh_adapter(pretrained_model, peft_config)
         model = cls(pretrained_model, **head)
         model._loaded_base_weights = loaded
-        if name is not None:
+        if name is not None and model.v_head is not None:
             load_value_head(model.v_head, name, **source)
         if reward_adapter is not None:
             if not model.is_peft_model:
@@ -205,7 +206,8 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         if args or kwargs:
             return super().state_dict(*args, **kwargs)
         weights = {} if self.is_peft_model else self.pretrained_model.state_dict()
-        return weights | {f"v_head.{name}": tensor for name, tensor in self.v_head.state_dict().items()}
+        head = {} if self.v_head is None else self.v_head.state_dict()
+        return weights | {f"v_head.{name}": tensor for name, tensor in head.items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, **kwargs: Any) -> _IncompatibleKeys:
         """Load what `state_dict` gave, with or without arguments, also that of TRL."""
@@ -248,7 +250,8 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
             own = {name: tensor for name, tensor in state.items() if not name.startswith("v_head.")}
             self.pretrained_model.save_pretrained(str(folder), state_dict=own, **kwargs)
         prefix = "v_head."
-        save_value_head({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, folder)
+        if self.v_head is not None:
+            save_value_head({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, folder)
         if push:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -265,8 +268,10 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
+
+        Without a value head the values are None.
 
         logits_to_keep: T, the last positions (of the decoder's inputs if there is an encoder); 0 keeps all
         kwargs: to the wrapped model (labels, decoder_input_ids, position_ids...). The position numbers of a
@@ -311,8 +316,10 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         finally:
             hook.remove()
 
-    def _values(self, hidden: Tensor, logits: Tensor) -> Tensor:
+    def _values(self, hidden: Tensor, logits: Tensor) -> Tensor | None:
         """(B, T) float32 from (B, T, H)."""
+        if self.v_head is None:
+            return None
         return self.v_head(hidden).squeeze(-1).float().to(logits.device)
 
     def unused_weights(self) -> list[str]:
@@ -323,7 +330,8 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         token = torch.ones(1, 1, dtype=torch.long, device=self.base_model.get_input_embeddings().weight.device)
         with torch.enable_grad():
             logits, _, values = self(**self.response_inputs(token, token, token, token))
-        nodes = [output.grad_fn for output in (logits, values) if output.grad_fn is not None]
+        outputs = (logits,) if values is None else (logits, values)
+        nodes = [output.grad_fn for output in outputs if output.grad_fn is not None]
         seen, used = set(nodes), set()
         while nodes:
             node = nodes.pop()

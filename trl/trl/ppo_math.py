@@ -7,7 +7,7 @@ is that of the union batch. All arithmetic is in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -284,6 +284,42 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
+# --- advantages without a value head: an answer against the others to the same prompt --------------------------------
+
+GRPO_EPSILON = 1e-4  # beside the standard deviation, as in Hugging Face's GRPOTrainer
+
+
+def sequence_returns(rewards: Tensor, mask: Tensor) -> Tensor:
+    """The sum of a response's token rewards, its KL penalty among them. (B, T) -> (B,) float64."""
+    return torch.where(mask.bool(), rewards, 0).double().sum(1)
+
+
+def group_advantages(returns: Tensor, groups: Sequence[Hashable], kind: str) -> Tensor:
+    """One advantage a response from the returns of its group: those of one prompt. (N,), N names -> (N,) float64.
+
+    rloo: A_i = R_i - mean of the other returns of the group (arXiv 2402.14740, equation 8)
+    grpo: A_i = (R_i - mean) / (std + 1e-4), with the sample standard deviation (arXiv 2402.03300, section 4.1.2)
+
+    Both are 0 if all returns of a group are equal. Raises ValueError for a group of one response.
+    """
+    places: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        places.setdefault(group, []).append(i)
+    returns = returns.double()
+    advantages = torch.zeros_like(returns)
+    for group, rows in places.items():
+        if len(rows) < 2:
+            raise ValueError(f"group {group!r} has one response; {kind} compares two or more to the same prompt")
+        own = returns[rows]
+        if own.min() == own.max():
+            continue
+        if kind == "rloo":
+            advantages[rows] = own - (own.sum() - own) / (len(rows) - 1)
+        else:
+            advantages[rows] = (own - own.mean()) / (own.std() + GRPO_EPSILON)
+    return advantages
+
+
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
@@ -339,7 +375,7 @@ class LossSums(NamedTuple):
 
 def loss_sums(
     logprobs: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     mask: Tensor,
     *,
     old_logprobs: Tensor,
@@ -350,7 +386,12 @@ def loss_sums(
     cliprange: float,
     cliprange_value: float,
 ) -> LossSums:
-    """Losses and statistics of one mini-batch, summed over its response tokens; all tensors (B, T)."""
+    """Losses and statistics of one mini-batch, summed over its response tokens; all tensors (B, T).
+
+    values None: there is no value head, and what is of values is 0.
+    """
+    if values is None:
+        values = old_values = returns = torch.zeros_like(logprobs)
     policy, policy_clipped = policy_losses(logprobs, old_logprobs, advantages, cliprange)
     value, value_clipped = value_losses(values, old_values, returns, cliprange_value)
     with torch.no_grad():

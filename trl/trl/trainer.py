@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,6 +206,10 @@ class PPOTrainer:
         if unused := describe_unused(model.base_model):
             self.accelerator.print(unused)
 
+        if (model.v_head is not None) != (config.advantage == "gae"):
+            load = "load the model with value_head=" + str(config.advantage == "gae")
+            what = "needs a value head" if model.v_head is None else "uses no value head"
+            raise ValueError(f"advantage={config.advantage!r} {what}; {load}")
         model.eval()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -283,7 +287,7 @@ class PPOTrainer:
     def _make_dataloader(self, collate: Callable[[list], Any]) -> DataLoader:
         sampler = EpochBatchSampler(
             len(self.dataset),
-            self.config.batch_size,
+            self.config.batch_size // self.config.samples_per_prompt,
             self.accelerator.num_processes,
             self.accelerator.process_index,
             self.config.seed,
@@ -489,6 +493,7 @@ class PPOTrainer:
         responses: Sequence[Tensor],
         scores: Sequence[Any],
         response_masks: Sequence[Tensor] | None = None,
+        groups: Sequence[Hashable] | None = None,
     ) -> dict[str, Any]:
         """Improve the policy on one batch, together with all other processes.
 
@@ -500,6 +505,8 @@ class PPOTrainer:
             response token t)
         response_masks: batch_size x (T_i,) of 0 and 1. A token with 0 is read by the model and is no action: it has no
             loss, no KL penalty and no advantage, may not have a score, and is no step in time.
+        groups: for the advantages rloo and grpo, batch_size names: responses of one name answer the same prompt, also
+            if they are on several processes. Left out, each `samples_per_prompt` responses in a row are one group.
 
         With `use_score_scaling` a score, or the sum of a score vector, is divided by the standard deviation of all
         scores of the run so far, these included, over all processes; every element of a vector is divided alike.
@@ -520,6 +527,7 @@ class PPOTrainer:
         self.policy.eval()
         self._drop_gradients()
         self._check_inputs(queries, responses, scores, response_masks)
+        groups = self._groups(groups)
         responses, scores, response_masks = self._without_start(responses, scores, response_masks)
         mask, tokens = self._masks(responses, response_masks)
         placed = ppo_math.place_scores(scores, tokens, mask)
@@ -538,9 +546,13 @@ class PPOTrainer:
         placed = self._shape_scores(placed, mask)
         rewards = ppo_math.token_rewards(placed, kl, self.kl_controller.value, mask)
         rewarded = time.perf_counter()
-        values, advantages, returns = self.compute_advantages(values, rewards, mask)
+        if self.config.advantage == "gae":
+            values, advantages, returns = self.compute_advantages(values, rewards, mask)
+            spread = {}
+        else:
+            advantages, returns, spread = self._group_advantages(rewards, mask, groups)
         experience = _Experience(list(queries), list(responses), mask, logprobs, values, advantages, returns)
-        stats = self._rollout_statistics(placed, kl, entropy, ref_logprobs, experience)
+        stats = self._rollout_statistics(placed, kl, entropy, ref_logprobs, experience) | spread
         advanced = time.perf_counter()
 
         # 3. epochs of updates
@@ -561,6 +573,51 @@ class PPOTrainer:
         stats["time/ppo/calc_stats"] = now - updated
         stats["time/ppo/total"] = now - started
         return stats
+
+    def _groups(self, groups: Sequence[Hashable] | None) -> list[Hashable] | None:
+        """The group of each response, the same name for one prompt on all processes. None for gae."""
+        config = self.config
+        if config.advantage == "gae":
+            if groups is not None:
+                raise ValueError(
+                    "groups are for the advantages rloo and grpo; gae compares no responses: leave them out"
+                )
+            return None
+        if groups is not None:
+            if len(groups) != config.batch_size:
+                raise ValueError(f"{len(groups)} groups were given for a batch of {config.batch_size} responses")
+            return list(groups)
+        if config.samples_per_prompt < 2:
+            raise ValueError(
+                f"advantage={config.advantage!r} compares responses to one prompt; set samples_per_prompt to 2 or "
+                "more, or give groups"
+            )
+        first = self.accelerator.process_index * config.batch_size
+        return [(first + row) // config.samples_per_prompt for row in range(config.batch_size)]
+
+    def _group_advantages(
+        self, rewards: Tensor, mask: Tensor, groups: list[Hashable]
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Each response's advantage on all of its tokens, its return likewise, both (B, T); and how groups spread.
+
+        The group is that of all processes.
+        """
+        returns = ppo_math.sequence_returns(rewards, mask)
+        everywhere = gather_object(list(zip(groups, returns.tolist(), strict=True)))
+        names, values = [name for name, _ in everywhere], torch.tensor([value for _, value in everywhere])
+        advantages = ppo_math.group_advantages(values.double(), names, self.config.advantage)
+        first = self.accelerator.process_index * len(groups)
+        own = advantages[first : first + len(groups)].to(rewards)
+        members: dict[Hashable, list[float]] = {}
+        for name, value in everywhere:
+            members.setdefault(name, []).append(value)
+        deviations = [float(np.std(of, ddof=1)) for of in members.values()]
+        spread = {
+            "ppo/groups/std": sum(deviations) / len(deviations),
+            "ppo/groups/equal": sum(min(of) == max(of) for of in members.values()) / len(members),
+        }
+        on_tokens = [torch.where(mask, x[:, None].to(rewards), 0) for x in (own, returns)]
+        return *on_tokens, spread
 
     def _check_inputs(
         self,
@@ -676,7 +733,9 @@ class PPOTrainer:
             rows = slice(start, start + size)
             inputs, labels = self._model_inputs(queries[rows], responses[rows])
             columns = slice(0, labels.shape[1])
-            logits, _, values[rows, columns] = self.policy(**inputs)
+            logits, _, found = self.policy(**inputs)
+            if found is not None:
+                values[rows, columns] = found
             logprobs[rows, columns] = ppo_math.token_logprobs(logits, labels)
             entropy[rows, columns] = ppo_math.token_entropy(logits)
             kind = self.config.kl_penalty
@@ -725,8 +784,6 @@ class PPOTrainer:
             "ppo/policy/advantages_mean": over_tokens(experience.advantages),
             "ppo/returns/mean": over_tokens(experience.returns),
             "ppo/returns/var": over_tokens(experience.returns, ppo_math.masked_var),
-            "ppo/val/mean": over_tokens(experience.values),
-            "ppo/val/var": over_tokens(experience.values, ppo_math.masked_var),
             "tokens/queries_len_mean": over_samples(query_lengths),
             "tokens/queries_len_std": spread(query_lengths),
             "tokens/queries_dist": _array(query_lengths),
@@ -734,7 +791,14 @@ class PPOTrainer:
             "tokens/responses_len_std": spread(response_lengths),
             "tokens/responses_dist": _array(response_lengths),
             "ppo/learning_rate": self.lr_scheduler.get_last_lr()[0],
-        }
+        } | (
+            {
+                "ppo/val/mean": over_tokens(experience.values),
+                "ppo/val/var": over_tokens(experience.values, ppo_math.masked_var),
+            }
+            if self.policy.v_head is not None
+            else {}
+        )
 
     def _update(self, experience: _Experience) -> dict[str, Any]:
         """All PPO epochs on one batch; statistics are token means over the backward batches that were evaluated."""
@@ -755,6 +819,8 @@ class PPOTrainer:
         finite = [sums for sums in seen.sums if torch.isfinite(sums).all()]
         if finite:
             means = ppo_math.loss_statistics(LossSums(*torch.stack(finite).sum(0)), config.vf_coef)
+            if self.policy.v_head is None:
+                means = {name: mean for name, mean in means.items() if not name.startswith(("val/", "loss/value"))}
             stats |= {f"ppo/{name}": value for name, value in means.items()}
             stats["ppo/policy/ratio"] = _array(torch.cat(seen.ratios))
         if norms := [norm for norm in seen.norms if math.isfinite(norm)]:

@@ -167,7 +167,7 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, recorded_length:
 
     EOS is left out where `recorded_length` says that the response ended without: it ran into the length limit.
     """
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = list(tokenizer(text_target=text, add_special_tokens=False, verbose=False)["input_ids"])
     if tokenizer.eos_token_id is not None and (not ids or recorded_length != len(ids)):
         ids.append(tokenizer.eos_token_id)
     return ids

@@ -316,11 +316,16 @@ def test_sft_learns_a_pair_that_generation_gives_back(bases, tmp_path, decoded, 
     flags = {"policy_ckpt": tmp_path / "sft", "test_file": dev, "output": out, "max_len": length, "dtype": "float32"}
     load_script("MT/eval_sft.py").main(words_of(flags | kind.flags))
     assert json.loads(out.read_text())["translations"] == [{"query": ONE[0], "generation": ONE[1], "reference": ONE[1]}]
+    forget_accelerate()
+    assert "trained with" not in capfd.readouterr().out
+    flags = {"policy_ckpt": tmp_path / "sft", "test_file": dev, "max_len": length, "dtype": "float32"}
+    load_script("MT/eval_sft.py").main(words_of(flags | kind.flags | {"prompt_prefix": "es: "}))
+    assert "trained with --prompt_prefix '' instead of 'es: '" in capfd.readouterr().out
     starts = starts_of(kind, folder)
     assert len(seen) > 40 and all(row[: len(starts)] == starts for ids in seen for row in ids.tolist())
 
 
-@pytest.mark.parametrize("name", ["marian", "nllb"])
+@pytest.mark.parametrize("name", KINDS)
 def test_ppo_trains_and_its_policy_translates(bases, world, tmp_path, decoded, capfd, name, fresh_accelerate):
     kind, folder = KINDS[name], bases(name)
     starts = starts_of(kind, folder)
@@ -372,7 +377,7 @@ def test_ppo_trains_and_its_policy_translates(bases, world, tmp_path, decoded, c
     forget_accelerate()
 
     # the same with other flags: refused if it is the same run, else a warning
-    other = {"target_language": "fra_Latn"} if kind.languages else {"prompt_prefix": "translate: "}
+    other = {"target_language": kind.languages[0]} if kind.languages else {"prompt_prefix": "translate: "}
     ((flag, value),) = other.items()
     line = refused(train_ppo, ["--resume", *words_of(flags | {"save_dir": run, "max_steps": 3} | other)], capfd)
     assert f"--{flag} is {value}" in line
