@@ -13,16 +13,18 @@ import torch
 
 from alarm.common.errors import UserError
 from alarm.common.texts import without_shared
+from alarm.learning.fit import set_aside
+from alarm.learning.pairs import bradley_terry_loss, encode_training_pairs
 from alarm.learning.reward_models import (
     balanced_weights,
-    bradley_terry_loss,
     encode_answers,
-    encode_training_pairs,
     label_answers,
-    set_aside,
+    train_aspect,
+    unit_feedback,
     unit_loss,
+    unit_margins,
 )
-from alarm.models.classifiers import F_ERR, NF_ERR, NO_ERR
+from alarm.models.classifiers import F_ERR, NF_ERR, NO_ERR, UnitClassifier
 from alarm.tasks.qa.feedback import (
     IGNORED,
     PAIRS,
@@ -33,7 +35,7 @@ from alarm.tasks.qa.feedback import (
     relevance_labels,
 )
 from alarm.tasks.sentences import make_splitter, subsentence_spans
-from helpers import ROOT, load_script
+from helpers import CHECKPOINTS, ROOT, load_script
 
 DATA = ROOT / "quickstart" / "data" / "qa"
 
@@ -160,39 +162,28 @@ def test_completeness_pairs_are_ordered_by_covered_information(rows, splitter):
 # --- what the model reads is what it will be given -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aspect", ["relevance", "factuality"])
-def test_training_reads_the_input_that_scoring_builds(aspect, rows, splitter, monkeypatch):
-    from alarm.models.classifiers import UnitClassifier
-    from alarm.tasks.qa.aspects import MODEL_FOLDERS
-    from helpers import CHECKPOINTS
-
-    judge = UnitClassifier(aspect, _linked(CHECKPOINTS, MODEL_FOLDERS[aspect]), "cpu", "float32", 4)
+@pytest.mark.parametrize(("aspect", "folder"), [("relevance", "tiny-rel_rm"), ("factuality", "tiny-fact_rm")])
+def test_training_reads_the_input_that_scoring_builds(aspect, folder, rows, splitter):
+    """The same model gives the same logits at the same units, answer by answer."""
+    judge = UnitClassifier(CHECKPOINTS / folder, aspect, "cpu", torch.float32, 4)
     answers = label_answers(aspect, rows[:6], splitter)
     items, _ = encode_answers(judge.tokenizer, answers, judge.max_length)
-    seen = []
-
-    def logits(rows, global_first):
-        seen.extend(rows)
-        return [torch.arange(len(row))[:, None].expand(-1, 3) for row in rows]
-
-    monkeypatch.setattr(judge, "logits", logits)
-    read_at = judge([answer.context for answer in answers], [answer.units for answer in answers])
-    assert [item["input_ids"] for item in items] == seen
-    for item, answer, positions in zip(items, answers, read_at, strict=True):
-        labelled = [(i, label) for i, label in enumerate(item["labels"]) if label != IGNORED]
+    logits = judge([answer.context for answer in answers], [answer.units for answer in answers])
+    error = unit_feedback(aspect).scores.error
+    for item, answer, found in zip(items, answers, logits, strict=True):
+        margins, is_error, _ = unit_margins(judge.model, judge.tokenizer.pad_token_id, [item], error, 1)
         # separators beyond what the model takes are not read
-        expected = zip(positions[:, 0].tolist(), answer.labels, strict=False)
-        assert labelled == [(i, label) for i, label in expected if label != IGNORED]
+        read = [(row, label) for row, label in zip(found, answer.labels, strict=False) if label != IGNORED]
+        assert margins == pytest.approx([(row[error] - row[NO_ERR]).item() for row, _ in read], abs=1e-5)
+        assert is_error == [label == error for _, label in read] and margins
 
 
-def _linked(checkpoints, name):
-    """The fixtures are called tiny-rel_rm, ...; the loader looks for rel_rm."""
-    import tempfile
-    from pathlib import Path
-
-    folder = Path(tempfile.mkdtemp())
-    (folder / name).symlink_to(checkpoints / f"tiny-{name}")
-    return folder
+def test_an_aspect_without_labelled_units_is_named_with_those_that_have_some(rows, splitter):
+    for name in ("completeness", "relevanse"):
+        with pytest.raises(UserError, match=f"'{name}'.*relevance, factuality"):
+            label_answers(name, rows[:1], splitter)
+    with pytest.raises(UserError, match=r"'relevanse'.*relevance, factuality, completeness"):
+        train_aspect("relevanse", rows[:1], rows[1:2], splitter, argparse.Namespace())
 
 
 # --- losses and the choice of the epoch ------------------------------------------------------------------------------
