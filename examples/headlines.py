@@ -4,7 +4,7 @@
     D="--train_file examples/data/train.json --dev_file examples/data/dev.json"
     python -m alarm.train_sft $T $D --model_path MODEL --save_dir work/sft
     python -m alarm.train_ppo $T $D --policy_ckpt work/sft --w_brevity 1 --w_shouting 1 --save_dir work/run
-    python -m alarm.train_ppo $T --test --policy_ckpt work/run --test_file examples/data/test.json --save_dir work/run.json
+    python -m alarm.train_ppo $T --test --policy_ckpt work/run --test_file TEST_FILE --save_dir OUT.json
 
 MODEL is an encoder-decoder or a decoder-only model: a folder or a hub name.
 """

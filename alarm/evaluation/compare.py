@@ -32,6 +32,7 @@ from ..common.bootstrap import (
 from ..common.errors import UserError
 from ..common.files import is_finite_number, parse_rows, read_text
 from ..tasks.find import BUILT_IN, find_task
+from .provenance import SIDECAR
 
 if TYPE_CHECKING:
     from .judge.judge import Judgement
@@ -43,7 +44,6 @@ ROUNDING = 2**-5
 TURNED = 0.1  # of the equal answers may have a unit that rounding turned (Metric.differs_by "units")
 STATISTICS = {"Mean": np.mean, "Min": np.min, "Max": np.max}
 SELF, AVERAGE = "*", "Avg."
-SIDECAR = ".meta.json"  # where a generations file comes from: no run of its own
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
 
 
