@@ -168,9 +168,10 @@ def sample_and_measure(
     from ..common.launch import process_state
     from ..common.prompts import uses_chat
     from ..scoring import holistic_of, load_scorer
+    from .evaluate import answered
     from .generate import generator
-    from .loop import answered, failing_together
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
+    from .processes import failing_together
 
     task, state = args.task, process_state()
     tokenizer = load_tokenizer(policy, args)

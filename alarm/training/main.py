@@ -60,7 +60,8 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     from ..rewards import RewardRecipe
     from ..scoring import holistic_of, load_scorer
-    from .loop import run_test, run_training
+    from .evaluate import run_test
+    from .loop import run_training
     from .policy import (
         build_trainer,
         check_adapter_flags,

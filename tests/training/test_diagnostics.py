@@ -25,7 +25,8 @@ from alarm.training.diagnostics import (
     pearson,
     update_drift,
 )
-from alarm.training.loop import improves, training_row, with_text
+from alarm.training.log import training_row, with_text
+from alarm.training.loop import improves
 
 UNIT = {"h": Scale(0.0, 1.0)}
 

@@ -201,7 +201,7 @@ def test_generation_file_is_what_the_comparison_reads(world, train_ppo, tmp_path
 
 
 def test_test_obeys_the_batch_size(world, train_ppo, tmp_path, monkeypatch):
-    import alarm.training.loop
+    import alarm.training.evaluate
 
     sizes = []
 
@@ -209,8 +209,8 @@ def test_test_obeys_the_batch_size(world, train_ppo, tmp_path, monkeypatch):
         sizes.append(len(prompts))
         return sample_rollout(generate, tokenizer, prompts)
 
-    sample_rollout = alarm.training.loop.sample_rollout
-    monkeypatch.setattr(alarm.training.loop, "sample_rollout", counting)
+    sample_rollout = alarm.training.evaluate.sample_rollout
+    monkeypatch.setattr(alarm.training.evaluate, "sample_rollout", counting)
     train_ppo([*world.flags, "--test", "--batch_size", "7", "--save_dir", str(tmp_path / "out.json")])
     assert sizes == [7, 5]
 
