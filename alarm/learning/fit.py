@@ -184,9 +184,9 @@ def fit(
     """Train `model` in place and write `args.save_dir` whole, with the epoch of least loss on `evaluation`.
 
     Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` gives
-    what each item adds. A training step takes the mean over the batches of all processes; the losses shown, by which
-    the epoch is chosen, are means over the whole data, whatever the batches. keep_last: write the last epoch, whatever
-    its loss. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
+    what each item adds. A training step takes the mean over the batches of all processes. The losses shown are means
+    over the whole data, so they do not depend on the batches; they choose the epoch. keep_last: write the last epoch
+    instead. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
     `args.save_dir` (main process only); what it returns is written to metrics.json beside the epochs and given back.
     Raises UserError for a loss that is not finite.
     """

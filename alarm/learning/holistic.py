@@ -121,7 +121,3 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list[Feedbac
         }
 
     return fit_pairs(model, tokenizer, items, dev_items, score, args, finish)
-
-
-if __name__ == "__main__":
-    main()

@@ -230,8 +230,8 @@ def flat_scores(metrics: dict) -> str | None:
     if metrics["score_gap"] >= 0.02:  # the probability is within half a percent of 50%
         return None
     return (
-        f"warning: the two scores of a pair differ by {metrics['score_gap']:.2g} on average: the model has hardly "
-        "learnt to tell answers apart, whatever their order; train longer or with another --lr"
+        f"warning: the two scores of a pair differ by {metrics['score_gap']:.2g} on average; the model has hardly "
+        "learnt to tell answers apart; train longer or with another --lr"
     )
 
 

@@ -225,7 +225,7 @@ def test_the_epoch_is_chosen_on_whole_questions(capsys):
     train, choosing = set_aside(items, args)
     assert sorted(row["number"] for row in train + choosing) == list(range(30))
     assert len({row["question"] for row in choosing}) == 2 and len(choosing) == 6
-    assert "2 of the 10 training questions choose the epoch" in capsys.readouterr().out
+    assert "2 of the 10 training questions" in capsys.readouterr().out
     # one epoch, or no share: nothing to choose
     for change in ({"num_epochs": 1.0}, {"max_steps": 8}, {"selection_share": 0.0}):
         assert set_aside(items, argparse.Namespace(**(vars(args) | change))) == (items, [])
@@ -239,12 +239,12 @@ def test_pairs_that_read_the_same_teach_nothing(rows, capsys):
 
     whole = encode_training_pairs(first_words(1000), pairs, 1000)
     assert [item["question"] for item in whole] == [rows[0].question] * len(pairs)
-    with pytest.raises(UserError, match=rf"both answers of each of the {len(pairs)} training pairs read the same"):
+    with pytest.raises(UserError, match=rf"{len(pairs)} training pairs.*--max_length"):
         encode_training_pairs(first_words(0), pairs, 0)
     same = replace(pairs[0], rejected=pairs[0].chosen)
     capsys.readouterr()
     assert len(encode_training_pairs(first_words(1000), [*pairs, same], 1000)) == len(pairs)
-    assert "1 training pairs left out" in capsys.readouterr().out
+    assert "1 training pairs" in capsys.readouterr().out
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -260,11 +260,11 @@ def test_bad_feedback_is_named(tmp_path):
     questions = json.loads((DATA / "dev.json").read_text())[:2]
     feedback = json.loads((DATA / "dev_feedback.json").read_text())[:2]
     good = written(tmp_path, "q.json", questions)
-    with pytest.raises(UserError, match="has no question"):
+    with pytest.raises(UserError, match=r"one\.json"):
         load_feedback(written(tmp_path, "one.json", questions[:1]), written(tmp_path, "f.json", feedback))
-    with pytest.raises(UserError, match="asks a question twice"):
+    with pytest.raises(UserError, match=r"twice\.json"):
         load_feedback(written(tmp_path, "twice.json", questions[:1] * 2), written(tmp_path, "f.json", feedback))
-    with pytest.raises(UserError, match="six values"):
+    with pytest.raises(UserError, match="'preference'"):
         load_feedback(good, written(tmp_path, "f.json", [{**feedback[0], "preference": [1, 2]}]))
     for part, value in (
         ("errors", [{"error type": ["Irrelevant"], "start": 0, "end": 3}]),
@@ -281,22 +281,22 @@ def test_bad_feedback_is_named(tmp_path):
         load_feedback(good, written(tmp_path, "f.json", [{**feedback[0], "prediction 2": "\ud83d"}]))
     outside = {"error type": "Irrelevant", "start": 0, "end": 10**6}
     broken = {**feedback[0], "feedback": {**feedback[0]["feedback"], "errors": [outside]}}
-    with pytest.raises(UserError, match=r"row 1.*no error span"):
+    with pytest.raises(UserError, match=r"row 1: .*'prediction 1'"):
         load_feedback(good, written(tmp_path, "f.json", [broken]))
-    with pytest.raises(UserError, match=r"row 3: a second row of feedback"):
+    with pytest.raises(UserError, match=r"f.json, row 3"):
         load_feedback(good, written(tmp_path, "f.json", [*feedback, feedback[0]]))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"errors": None}, "'errors' must be a list"),
-        ({"errors": ["0-5"]}, "0-5 is no error span"),
-        ({"errors": [{"error type": "Odd", "start": 0, "end": 1}]}, "is no error span"),
-        ({"missing-info": "none"}, "'missing-info' must be a list"),
-        ({"corrected-prediction": None}, "'corrected-prediction' must be text"),
-        ({"preference": [1, 2, 0, 0, 1, [2]]}, "six values"),
-        ({"preference": [1, 2, 0, 0, 1, True]}, "six values"),
+        ({"errors": None}, "'errors'"),
+        ({"errors": ["0-5"]}, "0-5.*'prediction 1'"),
+        ({"errors": [{"error type": "Odd", "start": 0, "end": 1}]}, "Odd.*'prediction 1'"),
+        ({"missing-info": "none"}, "'missing-info'"),
+        ({"corrected-prediction": None}, "'corrected-prediction'"),
+        ({"preference": [1, 2, 0, 0, 1, [2]]}, "'preference'"),
+        ({"preference": [1, 2, 0, 0, 1, True]}, "'preference'"),
     ],
 )
 def test_malformed_feedback_is_named_by_its_row(change, message, tmp_path):
@@ -315,23 +315,23 @@ def test_what_is_held_out_is_not_trained_on(rows):
     asked = [replace(rows[1], question=f" {rows[1].question.upper()}  "), rows[3]]
     kept, shared = without_shared(rows[:3], asked, lambda row: row.question)
     assert (kept, shared) == ([rows[0], rows[2]], 1)
-    with pytest.raises(UserError, match="the same 2 questions, so nothing is left"):
+    with pytest.raises(UserError, match="2 questions"):
         without_shared(rows[:2], rows[:5], lambda row: row.question)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--train_file": "absent.json"}, "absent.json does not exist"),
-        ({"--train_file": "empty.json"}, "holds no rows"),
-        ({"--save_dir": "taken"}, "already holds something"),
-        ({"--model_path": "./no/model"}, "no folder ./no/model"),
-        ({"--train_feedback_file": "other.json"}, "has no question"),
-        ({"--splitter": "no_pipeline"}, "no_pipeline is not installed"),
-        ({}, "the same 50 questions, so nothing is left to train on"),
+        ({"--train_file": "absent.json"}, "absent.json"),
+        ({"--train_file": "empty.json"}, "empty.json"),
+        ({"--save_dir": "taken"}, "--save_dir taken"),
+        ({"--model_path": "./no/model"}, "./no/model"),
+        ({"--train_feedback_file": "other.json"}, "other.json, row 1"),
+        ({"--splitter": "no_pipeline"}, "--splitter"),
+        ({}, "50 questions"),
         (
             {"--aspect": "completeness", "--class_weights": "balanced"},
-            "--class_weights is for relevance and factuality",
+            "--class_weights",
         ),
     ],
 )
@@ -358,4 +358,4 @@ def test_bad_input_of_train_rm_is_one_line(change, message, tmp_path, monkeypatc
 def test_an_unknown_aspect_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         load_script("long-form-QA/train_rm.py").main(["--aspect", "style", "--save_dir", "new"])
-    assert stop.value.code == 2 and "invalid choice: 'style'" in capsys.readouterr().err
+    assert stop.value.code == 2 and "'style'" in capsys.readouterr().err

@@ -89,20 +89,20 @@ def test_train_rm_writes_what_scoring_loads(aspect, name, more, world, fresh_acc
     # the verdict is the last line about the model, and the file says the same
     assert metrics["verdict"].startswith(f"{aspect}: ") and f"\n{metrics['verdict']}\n" in said
     # only where there are epochs to choose from are questions set aside
-    chosen = "1 of the 8 training questions choose the epoch" in said
+    chosen = "1 of the 8 training questions" in said
     assert chosen == (aspect == "relevance") and len(metrics["epochs"]) == (3 if chosen else 1)
 
 
 @pytest.mark.parametrize(
     ("aspect", "base", "change", "message"),
     [
-        ("relevance", "t5", {}, "tokenizer has no separator token"),
-        ("relevance", "llama", {}, "tokenizer has no separator token"),
-        ("completeness", "unpadded", {}, "tokenizer has no padding token"),
-        ("relevance", "longformer", {"--max_length": "9"}, "cut to 9 tokens no train input holds a labelled unit"),
-        ("completeness", "longformer", {"--max_length": "9"}, "both answers of each of the"),
-        ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "no relevance error: there is nothing to"),
-        ("factuality", "longformer", {"--dev_feedback_file": "irrelevant.json"}, "the dev file yields no example for"),
+        ("relevance", "t5", {}, "separator token"),
+        ("relevance", "llama", {}, "separator token"),
+        ("completeness", "unpadded", {}, "padding token"),
+        ("relevance", "longformer", {"--max_length": "9"}, "--max_length"),
+        ("completeness", "longformer", {"--max_length": "9"}, "--max_length"),
+        ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "relevance error"),
+        ("factuality", "longformer", {"--dev_feedback_file": "irrelevant.json"}, "dev file"),
     ],
 )
 def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
@@ -266,7 +266,7 @@ def test_train_holistic_takes_pairs(base, architecture, world, fresh_accelerate,
     metrics = json.loads((save_dir / "metrics.json").read_text())
     assert (metrics["dev"]["pairs"], metrics["dev"]["questions"]) == (24, 24)
     said = capsys.readouterr().out
-    assert "warning: the dev file asks 2 of the training questions" in said and "train and dev: 6 and 24 pairs" in said
+    assert "asks 2 of the training questions" in said and "6 and 24 pairs" in said
     assert json.loads((save_dir / "config.json").read_text())["architectures"][0].startswith(architecture)
     assert (save_dir / "calibration.png").stat().st_size > 1000 and metrics["calibration"]["bins"][0]["pairs"] == 24
 
@@ -310,7 +310,7 @@ def test_one_dev_pair_without_a_finite_loss_ends_the_run(world, fresh_accelerate
     with pytest.raises(SystemExit) as stop:
         train_holistic.main([*flags, "--batch_size", "2", "--train_file", train, "--dev_file", dev])
     out = capsys.readouterr()
-    assert stop.value.code == 2 and "loss is nan" in out.err
+    assert stop.value.code == 2 and "nan" in out.err and "--lr" in out.err
     assert "'loss': 'nan'" not in out.out  # the training pairs are fine
     assert not (world / "partly").exists()
 
@@ -322,7 +322,7 @@ def test_a_dev_file_of_the_training_questions_is_refused(world, fresh_accelerate
     flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "leaked")]
     with pytest.raises(SystemExit) as stop:
         train_holistic.main([*flags, "--train_file", path, "--dev_file", path])
-    assert stop.value.code == 2 and "ask the same 3 questions" in capsys.readouterr().err
+    assert stop.value.code == 2 and "same 3 questions" in capsys.readouterr().err
 
 
 def test_a_model_of_another_kind_is_refused(world, fresh_accelerate, capsys):
@@ -333,5 +333,5 @@ def test_a_model_of_another_kind_is_refused(world, fresh_accelerate, capsys):
     VitsConfig().save_pretrained(world / "base" / "speech")
     with pytest.raises(SystemExit) as stop:
         train_holistic.main(flags_of(world, "speech", "other"))
-    assert stop.value.code == 2 and "no form for sequence classification" in capsys.readouterr().err
+    assert stop.value.code == 2 and "vits" in capsys.readouterr().err
     assert not (world / "other").exists()

@@ -171,16 +171,16 @@ def test_epochs_pair_losses_by_step():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--train_file": "absent.json"}, "absent.json does not exist"),
-        ({"--dev_file": "empty.json"}, "holds no rows"),
-        ({"--train_file": "nulls.json"}, "row 2: 'answer' holds NoneType"),
-        ({"--dev_file": "numbers.json"}, "row 1: 'answer' holds int"),
-        ({"--train_file": "half.json"}, "row 1: 'text'"),
-        ({"--train_file": "half_answer.json"}, "row 1: 'answer'"),
-        ({"--save_dir": "rows.json/out"}, "rows.json is not a folder"),
-        ({"--train_file": "unanswered.json"}, "holds no reference answer"),
-        ({"--save_dir": "taken"}, "already holds something"),
-        ({"--model_path": "./no/model"}, "no folder ./no/model"),
+        ({"--train_file": "absent.json"}, "absent.json"),
+        ({"--dev_file": "empty.json"}, "empty.json"),
+        ({"--train_file": "nulls.json"}, "nulls.json, row 2: 'answer'"),
+        ({"--dev_file": "numbers.json"}, "numbers.json, row 1: 'answer'"),
+        ({"--train_file": "half.json"}, "half.json, row 1: 'text'"),
+        ({"--train_file": "half_answer.json"}, "half_answer.json, row 1: 'answer'"),
+        ({"--save_dir": "rows.json/out"}, "--save_dir"),
+        ({"--train_file": "unanswered.json"}, "unanswered.json"),
+        ({"--save_dir": "taken"}, "--save_dir taken"),
+        ({"--model_path": "./no/model"}, "./no/model"),
     ],
 )
 def test_bad_input_is_one_line(change, message, tmp_path, monkeypatch, capsys):

@@ -131,7 +131,7 @@ def relevance_labels(text: str, units: list[Span], errors: tuple[dict, ...]) -> 
 
 
 def factuality_labels(text: str, units: list[Span], errors: tuple[dict, ...]) -> list[int]:
-    """F_ERR for each sentence that a factual error touches, IGNORED where only other errors do, else NO_ERR.
+    """F_ERR for each sentence that a factual error touches, IGNORED if only other errors do, else NO_ERR.
 
     Annotators did not check the facts of what they had marked as irrelevant.
     """
@@ -156,10 +156,10 @@ def preference_pairs(row: Feedback) -> list[Pair]:
 
 
 def completeness_pairs(row: Feedback, splitter: Splitter) -> list[Pair]:
-    """Pairs whose order by covered information is sure.
+    """Pairs in which one answer surely covers more information.
 
-    `added`: the corrected answer against the first answer, where that one was found to miss information.
-    `left out`: the corrected answer against itself less its longest sentence.
+    `added`: the corrected answer against the first answer, if that one misses information.
+    `left out`: the corrected answer against itself without its longest sentence.
     """
     if not row.corrected:
         return []
