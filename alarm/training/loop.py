@@ -283,7 +283,7 @@ def run_training(
             columns = {f"dev, step {row['step']}": row["dev"] for row in (dev[0], *best, dev[-1])}
         if training := [row["train"] for row in rows if "train" in row]:
             columns["train, last step"] = {name: value for name, value in training[-1].items() if "/" not in name}
-        show(f"{args.run_name}: {args.reward_type}, {state['step']} steps", columns)
+        show(f"{args.run_name}: {args.reward_type}, {state.step} steps", columns)
         print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s")
         skipped = sum(row["skipped"] for row in training)
         say_counts({"steps skipped for a reward or loss that was not finite": skipped})

