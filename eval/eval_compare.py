@@ -117,9 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     for line in describe_conflicts(task, *compared.values()):
         print(f"warning: {line}", file=sys.stderr, flush=True)
     judgements = judge_all(judge, list(compared.values())) if judge is not None else None
-    results = compare(*compared.values(), task=task, judgements=judgements)
+    found = compare(*compared.values(), task=task, judgements=judgements)
     setup = Setup(
-        task=task,
         folder=str(folder),
         prompts=len(used[0].queries),
         total_prompts=len(first[0].queries),
@@ -129,13 +128,13 @@ def main(argv: list[str] | None = None) -> None:
         judge=judge.summary() if judge is not None else None,
     )
     try:
-        write_json(output, results)
-        write_report(report, results, setup, compared)
+        write_json(output, found.published())
+        write_report(report, found, setup, compared)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); give a writable --output") from None
 
     console = screen()
-    print_results(results, setup, console)
+    print_results(found, setup, console)
     console.print(f"Results{' (replacing the earlier ones)' if replaced else ''}: {output}", soft_wrap=True)
     console.print(f"Page, Markdown and figures: {report}", soft_wrap=True)
 
