@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .api import Task
 
-TOO_SHORT_HOLISTIC = -10.0  # in place of the z-normalised holistic reward of a response without text
+TOO_SHORT_HOLISTIC = -10.0  # instead of the z-normalised holistic reward of a response without text
 
 
 @dataclass(frozen=True)

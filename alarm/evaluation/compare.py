@@ -52,7 +52,7 @@ class Generations:
 
     name: str  # file name without its last .json
     queries: list[str]  # N, all different
-    generations: list[str | None]  # N answers; None where a row has none
+    generations: list[str | None]  # N answers; None if a row has none
     metrics: dict[str, np.ndarray]  # name -> (N,) float64, finite
 
 
@@ -177,7 +177,7 @@ def read_seeds(
 ) -> dict[str, list[Generations]]:
     """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
 
-    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError where both are there,
+    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError if both are there,
     and where seeds do not hold the same runs on the same prompts.
     """
     paths = _run_files(folder)
@@ -326,20 +326,20 @@ def inconsistency_terms(verdicts: np.ndarray, holistic: np.ndarray) -> Terms:
 
 
 def win_rate(verdicts: np.ndarray) -> float | None:
-    """100 * wins / (wins + losses) in percent, ties left out; None where no prompt decides. verdicts: (N,)."""
+    """100 * wins / (wins + losses) in percent, ties left out; None if no prompt decides. verdicts: (N,)."""
     return share(*win_terms(verdicts))
 
 
 def inconsistency(verdicts: np.ndarray, holistic: np.ndarray) -> float | None:
     """Share (percent) of the prompts with a holistic winner on which the metric names the other one; (N,) each.
 
-    None where the holistic reward ties on every prompt.
+    None if the holistic reward ties on every prompt.
     """
     return share(*inconsistency_terms(verdicts, holistic))
 
 
 def average(values: list[float | None]) -> float | None:
-    """Mean of the values that exist; None where none does."""
+    """Mean of the values that exist; None if none does."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

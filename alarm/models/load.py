@@ -107,7 +107,7 @@ def load_start(model_class, path: str | Path, new_head: bool = False, **kwargs) 
 
 
 def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a checkpoint. UserError where there is none, or only a slow one (no character offsets)."""
+    """The tokenizer beside a checkpoint. UserError if there is none, or only a slow one (no character offsets)."""
     with reported(f"the tokenizer of {role}", path):
         tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
     if not tokenizer.is_fast:

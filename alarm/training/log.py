@@ -45,7 +45,7 @@ def gather_samples(
 
 
 def with_text(samples: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The responses that are not empty: the others have a penalty in place of a holistic reward."""
+    """The responses that are not empty: the others have a penalty instead of a holistic reward."""
     return {
         name: [value for value, empty in zip(values, samples["empty_rate"], strict=True) if not empty]
         for name, values in samples.items()
@@ -56,7 +56,7 @@ def training_row(samples: dict[str, list[float]], stats: dict) -> dict[str, floa
     """The log entry of one step from `gather_samples` and the trainer's statistics.
 
     Means of the samples; `aspect_share`, the aspects' part of the reward that was paid, by size; `length_correlation/X`
-    of the metrics X with the response length, over the responses with text (None where it is not defined).
+    of the metrics X with the response length, over the responses with text (None if it is not defined).
     """
     row = {name: mean(values) for name, values in samples.items()}
     row["aspect_share"] = aspect_share(samples["aspect_paid"], samples["holistic_paid"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def finite(value):
-    """`value` with null in place of NaN and infinity, which JSON does not have."""
+    """`value` with null instead of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

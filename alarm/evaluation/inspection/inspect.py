@@ -148,7 +148,7 @@ def choose(
 ) -> list[Generation]:
     """Row `index` (from 1), or the rows whose query contains `query`, or all; `limit` of them at most.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if index is not None:
         if not 1 <= index <= len(generations):
@@ -374,7 +374,7 @@ def check_rewards(placed: Tensor, tokens: list[str], aspect_part: Tensor, holist
     """Whether reward t is on token t: the aspect rewards everywhere, and the holistic one on the last token alone.
 
     placed: (M,) what one row of the padded batch is paid, M >= T. tokens: T. aspect_part: (T,) what the aspects should
-    pay, zeros where they are left out. holistic_part: w_h h, or 0 where it is left out.
+    pay, zeros if they are left out. holistic_part: w_h h, or 0 where it is left out.
     """
     import torch
 

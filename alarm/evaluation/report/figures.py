@@ -31,7 +31,7 @@ def short_names(names: list[str]) -> list[str]:
     for name in names:
         text = "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in name)
         if len(text) > LABEL_LENGTH:
-            # the first line ends where a word does, if it can
+            # the first line ends with a word if it can
             cut = max(text.rfind(end, 0, LABEL_LENGTH) for end in "_-. ") + 1
             cut = cut if cut > LABEL_LENGTH // 2 else LABEL_LENGTH
             rest = text[cut:]
@@ -176,7 +176,7 @@ def distribution_figure(values: dict[str, dict[str, np.ndarray]], lower_wins: fr
 
 
 def bin_edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
-    """Edges over the middle 99% of values; one bin a number where they are few whole numbers."""
+    """Edges over the middle 99% of values; one bin a number if they are few whole numbers."""
     low, high = np.percentile(values, [0.5, 99.5])
     if np.all(values == np.round(values)) and high - low <= bins:
         return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5

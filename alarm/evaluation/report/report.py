@@ -330,7 +330,7 @@ def describe_selection(selection: dict) -> list[str]:
 
 
 def screen() -> Console:
-    """The terminal, or 100 columns where there is none to measure; a name that it cannot show gets question marks."""
+    """The terminal, or 100 columns if there is none to measure; a name that it cannot show gets question marks."""
     from rich.console import Console
 
     if hasattr(sys.stdout, "reconfigure"):
