@@ -206,7 +206,7 @@ def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task
 
     Raises UserError for a file that cannot be used, and if a number of it is also given by its flag.
     """
-    args = flags.parse_args(argv)
+    args = _parse(flags, argv, task)
     if args.calibration is None:
         if args.threshold_quantile is not None:
             raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
@@ -225,6 +225,20 @@ def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task
         if "hierarchical_threshold" in given:
             raise UserError("--threshold_quantile and --hierarchical_threshold both set the gate; drop one of them")
         args.hierarchical_threshold = calibration.threshold(args.threshold_quantile)
+    return args
+
+
+def _parse(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -> argparse.Namespace:
+    """`parse_args`, with a line of its own for the weight of an aspect that the task does not have."""
+    args, unknown = flags.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("--w_"):
+            known = ", ".join(f"--{aspect.flag}" for aspect in task.aspects)
+            raise UserError(
+                f"{word.split('=')[0]}: {task.source or task.name} has no such aspect; its weights are {known}"
+            )
+    if unknown:
+        flags.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 

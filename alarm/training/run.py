@@ -223,7 +223,10 @@ class Run:
         self._hash_models()
         for change in self.inputs["changes"]:
             change.setdefault("from_step", first_step)
-        write_json(self.dir / "run.json", self.args | {"inputs": self.inputs, "versions": versions()})
+        from trl.generation import GREEDY, SAMPLING
+
+        made_by = {"versions": versions(), "generation": {"rollouts": SAMPLING, "dev": GREEDY}}
+        write_json(self.dir / "run.json", self.args | {"inputs": self.inputs} | made_by)
         for leftover in (self.dir / "checkpoints").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for name in ("best", "policy"):
