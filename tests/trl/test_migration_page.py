@@ -127,12 +127,16 @@ def test_attributes_and_methods_of_the_trainer(trainer):
     compare(TRAINER, {name for name in TABLES[TRAINER] if hasattr(trainer, name)})
 
 
-def test_statistics(trainer):
+def test_statistics(trainer, tiny_gpt2, fresh_accelerate):
     queries = [torch.tensor([5, 6]), torch.tensor([7])]
     responses = [torch.tensor([8, 9, 1]), torch.tensor([10])]
     stats = trainer.step(queries, responses, [torch.tensor(1.0), torch.tensor(0.5)])
-    compare(STATISTICS, set(stats))
-    assert not stats.keys() - TABLES[STATISTICS].keys()
+    config = PPOConfig(batch_size=2, advantage="rloo")
+    compared = PPOTrainer(config, AutoModelForCausalLMWithValueHead.from_pretrained(tiny_gpt2, value_head=False))
+    others = compared.step([queries[0]] * 2, responses, [1.0, 0.5], groups=["a", "a"])
+    compare(STATISTICS, stats.keys() | others.keys())
+    assert not (stats.keys() | others.keys()) - TABLES[STATISTICS].keys()
+    assert all("val" in name for name in stats.keys() - others.keys() - {"ppo/grad_norm"})
 
 
 def test_what_the_tracker_gets(tiny_gpt2, tmp_path, fresh_accelerate):
