@@ -234,6 +234,21 @@ def test_the_tracker_opens_when_it_is_needed(tiny_gpt2, tmp_path, fresh_accelera
         trainer.accelerator.end_training()
 
 
+def test_the_example_of_rloo_runs(tiny_gpt2, fresh_accelerate):
+    section = PAGE.read_text(encoding="utf-8").partition("## What is new: RLOO and GRPO")[2].partition("\n## ")[0]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    names = {
+        "name": tiny_gpt2,
+        "tokenizer": None,
+        "dataset": [{"input_ids": torch.tensor([3, 4 + i])} for i in range(8)],
+    }
+    names["scores_of"] = lambda queries, responses: [torch.tensor(float(len(r))) for r in responses]
+    names |= {c.__name__: c for c in (AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer)}
+    exec(code, names)
+    assert len(names["queries"]) == 32 and names["stats"]["ppo/updates"] == 16
+    assert names["stats"]["ppo/groups/std"] > 0
+
+
 def test_a_short_response_and_a_cut_from_the_end(tiny_gpt2, fresh_accelerate):
     """A classic script's `output[-max_new_tokens:]` then holds a part of the prompt."""
     trainer = make_trainer(tiny_gpt2)
