@@ -34,6 +34,14 @@ def main(model: str, out: str) -> None:
         responses = [torch.randint(3, 500, (length,), generator=g) for length in (1, 2, 3, 2, 9, 7, 8, 6)]
         scores = [torch.randn(len(r), generator=g) for r in responses]
         stats = trainer.step(queries[mine], responses[mine], scores[mine], groups=groups[mine])
+        # a group of one, which the last process alone has, is refused by all
+        lonely = [*groups[:-1], "c"]
+        try:
+            trainer.step(queries[mine], responses[mine], scores[mine], groups=lonely[mine])
+            refused = False
+        except ValueError:
+            refused = True
+        assert trainer.accelerator.gather(torch.tensor([refused])).all()
         if trainer.accelerator.is_main_process:
             numbers = {n: v for n, v in stats.items() if isinstance(v, float) and not n.startswith("time/")}
             (Path(out) / f"{kind}-{processes}.json").write_text(json.dumps(numbers))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from trl import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
-from trl.ppo_math import GRPO_EPSILON, group_advantages, sequence_returns
+from trl.ppo_math import GRPO_EPSILON, group_advantages, group_rows, sequence_returns
 
 TINY = {"batch_size": 8, "mini_batch_size": 4, "ppo_epochs": 1, "samples_per_prompt": 4, "log_with": "none"}
 
@@ -31,6 +32,15 @@ def test_rloo_by_hand():
 def test_grpo_by_hand():
     found = group_advantages(torch.tensor([1.0, 3.0]), [0, 0], "grpo")
     assert found.tolist() == pytest.approx([-1 / (math.sqrt(2) + GRPO_EPSILON), 1 / (math.sqrt(2) + GRPO_EPSILON)])
+
+
+def test_another_kind_is_refused():
+    with pytest.raises(ValueError, match="'gae'"):
+        group_advantages(torch.tensor([1.0, 3.0]), [0, 0], "gae")
+
+
+def test_rows_of_groups():
+    assert group_rows(["b", "a", "b", "a", "b"]) == [[0, 2, 4], [1, 3]]
 
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
@@ -103,6 +113,8 @@ def test_a_step_without_a_value_head(model, cls, kind, request, fresh_accelerate
         own = found[at : at + len(response)]
         torch.testing.assert_close(own, advantage.float().expand(len(response)), atol=1e-5, rtol=1e-4)
         at += len(response)
+    assert stats["ppo/returns/mean"] == pytest.approx(returns.mean().item(), abs=1e-5)  # one a response, however long
+    assert stats["ppo/returns/var"] == pytest.approx(returns.var().item(), rel=1e-4)
     assert stats["ppo/groups/equal"] == 0
     assert stats["ppo/groups/std"] == pytest.approx((returns[:4].std() + returns[4:].std()).item() / 2, rel=1e-4)
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.policy.parameters(), strict=True))
@@ -114,8 +126,23 @@ def test_groups_by_name_in_any_order(tiny_t5, fresh_accelerate):
     plain = make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead).step(queries, responses, scores)
     mixed = [[part[i] for i in order] for part in (queries, responses, scores)]
     named = make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead, samples_per_prompt=1).step(*mixed, groups=["a", "b"] * 4)
+    numbered = make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead, samples_per_prompt=1).step(
+        *mixed, groups=torch.tensor([7, 8] * 4)
+    )
     for name in ("ppo/groups/std", "ppo/returns/mean", "ppo/policy/advantages_mean"):
         assert named[name] == pytest.approx(plain[name], abs=1e-5)
+        assert numbered[name] == named[name]
+
+
+def test_a_group_of_equal_scores_is_counted_although_its_kl_differs(tiny_t5, fresh_accelerate):
+    trainer = make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead, learning_rate=1e-2)
+    queries, responses, scores = batch()
+    trainer.step(queries, responses, scores)
+    stats = trainer.step(queries, responses, [torch.tensor(0.25)] * 4 + [torch.tensor(float(i)) for i in range(4)])
+    assert stats["ppo/groups/equal"] == 0.5
+    assert max(stats["objective/kl_dist"][:4]) - min(stats["objective/kl_dist"][:4]) > 1e-3
+    tokens = [len(response) for response in responses[:4]]
+    assert len(set(stats["ppo/policy/advantages"][: sum(tokens)].tolist())) == 4
 
 
 @pytest.mark.parametrize(
@@ -128,12 +155,44 @@ def test_groups_by_name_in_any_order(tiny_t5, fresh_accelerate):
         ({"samples_per_prompt": 1}, False, None, "samples_per_prompt"),
         ({}, False, [0] * 7, "7 groups"),
         ({}, False, [0] * 7 + [1], "one response"),
+        ({}, False, [0] * 8, "different queries"),
+        ({"samples_per_prompt": 8}, False, None, r"different queries.*samples_per_prompt \(8\)"),
+        ({}, False, [[0]] * 8, "one number or one text"),
+        ({}, False, torch.zeros(8, 1), "one number or one text"),
         ({"advantage": "gae"}, True, [0] * 8, "leave them out"),
     ],
 )
 def test_mistakes_are_named(tiny_t5, fresh_accelerate, settings, head, groups, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=named) as error:
         make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead, head, **settings).step(*batch(), groups=groups)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_groups_changes_nothing(tiny_t5, fresh_accelerate):
+    trainer = make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead, use_score_scaling=True)
+    with pytest.raises(ValueError, match="one response"):
+        trainer.step(*batch(), groups=[0] * 7 + [1])
+    assert trainer.steps_done == 0 and trainer.running.count == 0
+
+
+def test_the_advantage_cannot_change_to_one_that_needs_another_model(tiny_t5, fresh_accelerate):
+    trainer = make(tiny_t5, AutoModelForSeq2SeqLMWithValueHead)
+    trainer.config.advantage = "gae"
+    with pytest.raises(ValueError, match="value_head=True"):
+        trainer.step(*batch())
+
+
+def test_classic_methods_without_a_value_head(tiny_llama, fresh_accelerate):
+    trainer = make(tiny_llama, AutoModelForCausalLMWithValueHead)
+    queries, responses, _ = batch()
+    logprobs, logits, values, mask = trainer.batched_forward_pass(trainer.model, queries, responses, return_logits=True)
+    assert values is None and logprobs.shape == mask.shape == logits.shape[:2] == (8, 6)
+    advantages = group_advantages(torch.arange(8.0), [0] * 4 + [1] * 4, "rloo").float()[:, None].expand(8, 6)
+    policy, value, stats = trainer.loss(logprobs, None, logits, None, logprobs, mask, advantages, None)
+    torch.testing.assert_close(policy, -advantages[mask.bool()].mean())
+    assert value == 0 and "policy/entropy" in stats and not any("val" in name for name in stats)
+    with pytest.raises(ValueError, match="group_advantages"):
+        trainer.compute_advantages(logprobs, logprobs, mask)
 
 
 def test_a_policy_without_a_head_is_saved_and_loaded_without_one(tiny_t5, tmp_path, fresh_accelerate):
@@ -145,6 +204,30 @@ def test_a_policy_without_a_head_is_saved_and_loaded_without_one(tiny_t5, tmp_pa
     assert again.v_head is None and again(torch.tensor([[3, 4]]), decoder_input_ids=torch.tensor([[0]]))[2] is None
     for name, weight in trainer.policy.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_head_of_a_checkpoint_is_left_behind(tiny_t5, tmp_path, lora, fresh_accelerate):
+    """From a policy of gae to one of rloo and back; weights go from one model to another by state_dict."""
+    cls = AutoModelForSeq2SeqLMWithValueHead
+    peft_config = LoraConfig(r=2, init_lora_weights=False) if lora else None
+    cls.from_pretrained(tiny_t5, peft_config=peft_config).save_pretrained(tmp_path / "gae")
+    assert (tmp_path / "gae" / "v_head.safetensors").exists()
+    model = cls.from_pretrained(tmp_path / "gae", value_head=False)
+    trainer = PPOTrainer(PPOConfig(**TINY, advantage="rloo"), model)
+    trainer.step(*batch())
+    trainer.save_pretrained(tmp_path / "rloo")
+    assert not (tmp_path / "rloo" / "v_head.safetensors").exists()
+    again = cls.from_pretrained(tmp_path / "rloo")
+    assert again.v_head is not None
+    for (name, a), (_, b) in zip(
+        model.pretrained_model.named_parameters(), again.pretrained_model.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert not any(name.startswith("v_head") for name in model.state_dict())
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match="summary"):
+        model.load_state_dict(again.state_dict())
 
 
 def test_a_resumed_run_ends_in_the_same_bits(tiny_t5, tmp_path, fresh_accelerate):

@@ -127,12 +127,16 @@ def test_attributes_and_methods_of_the_trainer(trainer):
     compare(TRAINER, {name for name in TABLES[TRAINER] if hasattr(trainer, name)})
 
 
-def test_statistics(trainer):
+def test_statistics(trainer, tiny_gpt2, fresh_accelerate):
     queries = [torch.tensor([5, 6]), torch.tensor([7])]
     responses = [torch.tensor([8, 9, 1]), torch.tensor([10])]
     stats = trainer.step(queries, responses, [torch.tensor(1.0), torch.tensor(0.5)])
-    compare(STATISTICS, set(stats))
-    assert not stats.keys() - TABLES[STATISTICS].keys()
+    config = PPOConfig(batch_size=2, advantage="rloo")
+    compared = PPOTrainer(config, AutoModelForCausalLMWithValueHead.from_pretrained(tiny_gpt2, value_head=False))
+    others = compared.step([queries[0]] * 2, responses, [1.0, 0.5], groups=["a", "a"])
+    compare(STATISTICS, stats.keys() | others.keys())
+    assert not (stats.keys() | others.keys()) - TABLES[STATISTICS].keys()
+    assert all("val" in name for name in stats.keys() - others.keys() - {"ppo/grad_norm"})
 
 
 def test_what_the_tracker_gets(tiny_gpt2, tmp_path, fresh_accelerate):
@@ -228,6 +232,21 @@ def test_the_tracker_opens_when_it_is_needed(tiny_gpt2, tmp_path, fresh_accelera
         getattr(trainer, start)(*([stats] if start == "log_stats" else []))
         assert list(folder.rglob("events.*"))
         trainer.accelerator.end_training()
+
+
+def test_the_example_of_rloo_runs(tiny_gpt2, fresh_accelerate):
+    section = PAGE.read_text(encoding="utf-8").partition("## What is new: RLOO and GRPO")[2].partition("\n## ")[0]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    names = {
+        "name": tiny_gpt2,
+        "tokenizer": None,
+        "dataset": [{"input_ids": torch.tensor([3, 4 + i])} for i in range(8)],
+    }
+    names["scores_of"] = lambda queries, responses: [torch.tensor(float(len(r))) for r in responses]
+    names |= {c.__name__: c for c in (AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer)}
+    exec(code, names)
+    assert len(names["queries"]) == 32 and names["stats"]["ppo/updates"] == 16
+    assert names["stats"]["ppo/groups/std"] > 0
 
 
 def test_a_short_response_and_a_cut_from_the_end(tiny_gpt2, fresh_accelerate):

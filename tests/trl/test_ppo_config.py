@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import subprocess
 import sys
 import warnings
@@ -31,9 +33,14 @@ def test_defaults_are_the_published_ones():
         ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"init_kl_coef": -0.1}, "init_kl_coef must be 0 or more"),
         ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
-        ({"init_kl_coef": None}, "init_kl_coef must be 0 or more, not None"),
+        ({"init_kl_coef": None}, "init_kl_coef must be 0 or more.*, not None"),
         ({"score_clip": 0}, "score_clip must be above 0"),
         ({"compare_steps": 0}, "compare_steps must be a whole number"),
+        ({"adap_kl_ctrl": "fixed"}, "adap_kl_ctrl must be True or False"),
+        ({"adap_kl_ctrl": None}, "adap_kl_ctrl must be True or False"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt must be a whole number"),
+        ({"batch_size": 6, "samples_per_prompt": 4}, r"batch_size \(6\).*samples_per_prompt \(4\)"),
+        ({"advantage": None}, "advantage must be one of gae, rloo, grpo, not None"),
         ({"tracker_kwargs": "wandb"}, "tracker_kwargs must be a dict"),
         ({"push_to_hub_if_best_kwargs": {"private": True}}, "add repo_id"),
     ],
@@ -42,6 +49,40 @@ def test_a_wrong_setting_is_named_in_one_line(wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         PPOConfig(**wrong)
     assert "\n" not in str(error.value)
+
+
+# constants that scripts have as flags, each with its range
+ABOVE_0 = ("target", "horizon", "cliprange", "cliprange_value", "ratio_threshold", "target_kl", "max_grad_norm")
+FROM_0 = ("init_kl_coef", "vf_coef")
+FROM_0_TO_1 = ("gamma", "lam")
+
+
+@pytest.mark.parametrize("name", [*ABOVE_0, *FROM_0, *FROM_0_TO_1])
+def test_the_range_of_each_constant(name):
+    outside = [-0.5, math.nan, math.inf, -math.inf, "0.5", True, None]
+    outside += [0] if name in ABOVE_0 else []
+    outside += [1.5] if name in FROM_0_TO_1 else []
+    for value in outside:
+        if name == "max_grad_norm" and value is None:
+            continue
+        with pytest.raises(ValueError, match=f"^{name} must .*{re.escape(repr(value))}") as error:
+            PPOConfig(**{name: value})
+        assert "\n" not in str(error.value)
+    for value in [0.5, *([] if name in ABOVE_0 else [0]), 1 if name in FROM_0_TO_1 else 7.5]:
+        assert getattr(PPOConfig(**{name: value}), name) == value
+
+
+def test_constants_of_gae_have_no_effect_without_a_value_head():
+    of_gae = {"gamma": 0.5, "lam": 0.5, "cliprange_value": 0.5, "vf_coef": 0.5, "whiten_rewards": True}
+    for advantage in ("rloo", "grpo"):
+        with pytest.warns(UserWarning) as caught:
+            PPOConfig(advantage=advantage, cliprange=0.5, **of_gae)
+        named = str(caught[0].message).partition(": ")[2].split(", ")
+        assert len(caught) == 1 and sorted(named) == sorted(of_gae)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PPOConfig(advantage="gae", **of_gae)
+        PPOConfig(advantage="rloo")
 
 
 def test_every_field_of_trl_is_accepted():

@@ -17,13 +17,14 @@ from trl.trainer import DamagedStateError
 STEPS, CUT = 4, 2
 
 
-def make_trainer(folder, lora: bool = True, **tracking) -> PPOTrainer:
+def make_trainer(folder, lora: bool = True, advantage: str = "gae", **tracking) -> PPOTrainer:
     torch.manual_seed(0)
     peft_config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, task_type="SEQ_2_SEQ_LM") if lora else None
-    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(folder, peft_config=peft_config)
+    gae = advantage == "gae"
+    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(folder, peft_config=peft_config, value_head=gae)
     config = PPOConfig(
         batch_size=4, mini_batch_size=2, gradient_accumulation_steps=1, ppo_epochs=2, learning_rate=1e-3, seed=3,
-        **{"log_with": "none"} | tracking,
+        advantage=advantage, samples_per_prompt=1 if gae else 2, **{"log_with": "none"} | tracking,
     )  # fmt: skip
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=1e-3)
@@ -34,13 +35,14 @@ def make_trainer(folder, lora: bool = True, **tracking) -> PPOTrainer:
 
 
 def train(trainer: PPOTrainer, first: int, last: int) -> list[dict]:
-    """Steps `first` to `last`, sampling responses in between; 2 batches an epoch."""
+    """Steps `first` to `last`, sampling responses in between; 2 batches an epoch, or 4 of 2 responses a prompt."""
     history = []
     while first < last:
         trainer.dataloader.batch_sampler.set_epoch(*divmod(first, len(trainer.dataloader)))
         for queries in trainer.dataloader:
             if first == last:
                 break
+            queries = [query for query in queries for _ in range(trainer.config.samples_per_prompt)]
             responses = trainer.generate(queries, batch_size=None, do_sample=True, max_new_tokens=6)
             scores = [(response % 7).float() / 7 for response in responses]
             stats = trainer.step(queries, responses, scores)
@@ -51,18 +53,20 @@ def train(trainer: PPOTrainer, first: int, last: int) -> list[dict]:
     return history
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_a_resumed_run_is_bit_identical(tiny_t5, tmp_path, lora):
-    whole = make_trainer(tiny_t5, lora)
+@pytest.mark.parametrize(("lora", "advantage"), [(True, "gae"), (False, "gae"), (False, "rloo"), (True, "grpo")])
+def test_a_resumed_run_is_bit_identical(tiny_t5, tmp_path, lora, advantage):
+    whole = make_trainer(tiny_t5, lora, advantage)
     history = train(whole, 0, STEPS)
 
-    begun = make_trainer(tiny_t5, lora)
+    begun = make_trainer(tiny_t5, lora, advantage)
     assert train(begun, 0, CUT) == history[:CUT]
     begun.save_state(tmp_path / "state")
     names = {path.name for path in (tmp_path / "state").iterdir()}
     assert "model.safetensors" not in names  # the frozen base model is not written again
+    saved = load_file(tmp_path / "state" / "trainable.safetensors")
+    assert any(name.startswith("v_head.") for name in saved) == (advantage == "gae")
 
-    resumed = make_trainer(tiny_t5, lora)
+    resumed = make_trainer(tiny_t5, lora, advantage)
     train(resumed, 0, 1)  # whatever happened before must be forgotten
     resumed.load_state(tmp_path / "state")
     assert resumed.steps_done == CUT and resumed.kl_controller.value == begun.kl_controller.value
@@ -94,8 +98,9 @@ def test_a_state_that_does_not_fit_is_refused(tiny_t5, tmp_path):
         trainer.load_state(tmp_path / "state")
     whole = make_trainer(tiny_t5, lora=False)
     whole.save_state(tmp_path / "whole")
-    with pytest.raises(ValueError, match="is of another model"):
-        make_trainer(tiny_t5).load_state(tmp_path / "whole")
+    for other in (make_trainer(tiny_t5), make_trainer(tiny_t5, lora=False, advantage="rloo")):
+        with pytest.raises(ValueError, match="is of another model"):
+            other.load_state(tmp_path / "whole")
 
 
 PARTS = ("random_states_0.pkl", "optimizer.bin", "scheduler.bin", "trainable.safetensors", "custom_checkpoint_0.pkl")

@@ -17,6 +17,7 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 # Fields that an old script may set and that change nothing here. The others without a use are notes for the tracker.
 WITHOUT_EFFECT = ("optimize_cuda_cache", "optimize_device_cache", "dataset_num_proc")
+OF_GAE = ("gamma", "lam", "cliprange_value", "vf_coef", "whiten_rewards")  # no effect with rloo and grpo
 
 
 class _Derived:
@@ -73,11 +74,11 @@ class PPOConfig:
     # advantages and losses
     advantage: str = "gae"  # gae; rloo or grpo: against the other responses to the prompt, without a value head (new)
     samples_per_prompt: int = 1  # responses to each prompt of the dataset, one after the other in `step` (new)
-    gamma: float = 1.0  # discount per token
-    lam: float = 0.95  # lambda of generalised advantage estimation
+    gamma: float = 1.0  # gae: discount per token
+    lam: float = 0.95  # gae: its lambda
     cliprange: float = 0.2  # of the probability ratio around 1
-    cliprange_value: float = 0.2  # of the value around its value at rollout, in reward units
-    vf_coef: float = 0.1  # weight of the value loss in the total loss
+    cliprange_value: float = 0.2  # gae: of the value around its value at rollout, in reward units
+    vf_coef: float = 0.1  # gae: weight of the value loss in the total loss
 
     # batches
     batch_size: int = 256  # samples per `step` and per batch of the dataloader, on each process
@@ -100,9 +101,7 @@ class PPOConfig:
     use_score_scaling: bool = False  # divide scores by their standard deviation so far
     use_score_norm: bool = False  # with use_score_scaling: also take off their mean so far
     score_clip: float | None = None  # size of a (scaled) score at which it is clipped; None: no clipping
-    whiten_rewards: bool = (
-        False  # give the token rewards variance 1 before advantages are computed, and keep their mean
-    )
+    whiten_rewards: bool = False  # gae: give the token rewards variance 1 before it, and keep their mean
     gradient_checkpointing: bool = False  # compute layers again for the gradient, which takes time and saves memory
 
     # PPOTrainer fills these in
@@ -145,6 +144,8 @@ class PPOConfig:
             raise ValueError(f"advantage must be one of {', '.join(ADVANTAGES)}, not {self.advantage!r}")
         if self.kl_penalty not in KL_PENALTIES:
             raise ValueError(f"kl_penalty must be one of {', '.join(KL_PENALTIES)}, not {self.kl_penalty!r}")
+        if self.adap_kl_ctrl not in (True, False):
+            raise ValueError(f"adap_kl_ctrl must be True or False, not {self.adap_kl_ctrl!r}")
         if self.log_with is not None and self.log_with not in TRACKERS:
             raise ValueError(f"log_with must be one of {', '.join(TRACKERS)}, not {self.log_with!r}")
         positive = [
@@ -160,10 +161,10 @@ class PPOConfig:
         positive += [name for name in ("max_grad_norm", "score_clip") if getattr(self, name) is not None]
         for name in positive:
             if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)!r}")
         for name in ("init_kl_coef", "vf_coef"):
             if not (_is_finite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be 0 or more and finite, not {getattr(self, name)!r}")
         for name in ("gamma", "lam"):
             if not (_is_finite(getattr(self, name)) and 0 <= getattr(self, name) <= 1):
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)!r}")
@@ -178,6 +179,7 @@ class PPOConfig:
         names = list(WITHOUT_EFFECT)
         names += [] if self.use_score_scaling else ["use_score_norm"]
         names += [] if self.push_to_hub_if_best_kwargs else ["compare_steps"]
+        names += [] if self.advantage == "gae" else OF_GAE
         defaults = {f.name: f.default for f in fields(self)}
         return [name for name in names if getattr(self, name) not in (defaults[name], None)]
 
@@ -206,4 +208,4 @@ def flatten_dict(nested: Mapping, sep: str = "/") -> dict:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

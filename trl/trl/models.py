@@ -214,7 +214,8 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         state = current_names(state_dict)
         if self.is_peft_model and all(name.startswith("v_head.") for name in state):
             state = {name.removeprefix("v_head."): tensor for name, tensor in state.items()}
-            return self.v_head.load_state_dict(state, strict, **kwargs)
+            head = nn.Module() if self.v_head is None else self.v_head
+            return head.load_state_dict(state, strict, **kwargs)
         if not any(name.startswith("pretrained_model.") for name in state):
             state = {
                 name if name.startswith("v_head.") else f"pretrained_model.{name}": tensor

@@ -290,26 +290,45 @@ GRPO_EPSILON = 1e-4  # beside the standard deviation, as in Hugging Face's GRPOT
 
 
 def sequence_returns(rewards: Tensor, mask: Tensor) -> Tensor:
-    """The sum of a response's token rewards, its KL penalty among them. (B, T) -> (B,) float64."""
+    """The return of a response: the sum of its token rewards, without a discount. (B, T) -> (B,) float64.
+
+    The KL penalty is a part of the token rewards, and so of the return, for rloo and grpo as for gae. The coefficient
+    then means the same for all three. (The GRPO paper has the penalty in the loss.)
+    """
     return torch.where(mask.bool(), rewards, 0).double().sum(1)
+
+
+def group_rows(groups: Sequence[Hashable]) -> list[list[int]]:
+    """The places of the responses of each group in a batch. N names -> one list of places a group.
+
+    Raises ValueError for a group of one response, which has nothing to be compared with.
+    """
+    places: dict[Hashable, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    for group, rows in places.items():
+        if len(rows) < 2:
+            raise ValueError(f"group {group!r} has one response; give each prompt two or more")
+    return list(places.values())
 
 
 def group_advantages(returns: Tensor, groups: Sequence[Hashable], kind: str) -> Tensor:
     """One advantage a response from the returns of its group: those of one prompt. (N,), N names -> (N,) float64.
 
     rloo: A_i = R_i - mean of the other returns of the group (arXiv 2402.14740, equation 8)
-    grpo: A_i = (R_i - mean) / (std + 1e-4), with the sample standard deviation (arXiv 2402.03300, section 4.1.2)
+    grpo: A_i = (R_i - mean) / (std + 1e-4), arXiv 2402.03300, section 4.1.2; the standard deviation divides by n - 1,
+        as in Hugging Face's GRPOTrainer
 
-    Both are 0 if all returns of a group are equal. Raises ValueError for a group of one response.
+    Each token of a response gets the advantage of its response. Both are 0 if all returns of a group are equal. They
+    are not whitened: a batch of equal groups must not become noise of size 1.
+
+    Raises ValueError for a group of one response and for another kind.
     """
-    places: dict[Hashable, list[int]] = {}
-    for i, group in enumerate(groups):
-        places.setdefault(group, []).append(i)
+    if kind not in ("rloo", "grpo"):
+        raise ValueError(f"unknown advantage of a group {kind!r}: rloo or grpo")
     returns = returns.double()
     advantages = torch.zeros_like(returns)
-    for group, rows in places.items():
-        if len(rows) < 2:
-            raise ValueError(f"group {group!r} has one response; {kind} compares two or more to the same prompt")
+    for rows in group_rows(groups):
         own = returns[rows]
         if own.min() == own.max():
             continue

@@ -113,8 +113,8 @@ class _Experience:
     mask: Tensor  # (B, T) bool, True on the response tokens that are actions
     logprobs: Tensor  # (B, T) of the sampled tokens, under the policy at rollout
     values: Tensor  # (B, T) at rollout
-    advantages: Tensor  # (B, T), whitened over all processes
-    returns: Tensor  # (B, T)
+    advantages: Tensor  # (B, T); gae: whitened over all processes; rloo, grpo: of the response, on each of its tokens
+    returns: Tensor  # (B, T); rloo, grpo: of the response, on each of its tokens
 
 
 @dataclass
@@ -139,13 +139,13 @@ def _pad(sequences: Sequence[Tensor], value: int, side: str, device: torch.devic
 
 
 class PPOTrainer:
-    """Proximal policy optimisation of a language model with a value head.
+    """Proximal policy optimisation of a language model, with a value head or against the other responses to a prompt.
 
     config: PPOConfig; its batch sizes count samples per process. The trainer fills in its run-time fields.
-    model: AutoModelForSeq2SeqLMWithValueHead or AutoModelForCausalLMWithValueHead. The model stays in eval mode,
-        because dropout would make the probability ratio differ from 1 before the first update; during updates
-        `lora_dropout` alone is active: it acts on a branch that is zero in a fresh adapter, so that the first ratio is
-        exactly 1 and the adapter is still regularised.
+    model: AutoModelForSeq2SeqLMWithValueHead or AutoModelForCausalLMWithValueHead, loaded with value_head=False if
+        `config.advantage` is rloo or grpo. The model stays in eval mode, because dropout would make the probability
+        ratio differ from 1 before the first update; during updates `lora_dropout` alone is active: it acts on a branch
+        that is zero in a fresh adapter, so that the first ratio is exactly 1 and the adapter is still regularised.
     ref_model: the reference of the KL penalty: a model with a value head, or a transformers model. It is frozen. Left
         out, the reference is the model as given here, so `load_state` does not change it. The attribute `ref_model`
         is then a frozen copy, or None for a PEFT model: its reference is the model with the adapters off if they are
@@ -183,6 +183,7 @@ class PPOTrainer:
             raise ValueError(f"config must be a PPOConfig, not {type(config).__name__}")
         config.check()
         _check_model(model)
+        _check_head(model, config)
         for name, value in (("dataset", dataset), ("data_collator", data_collator)):
             kind, needed = ("a function", "__call__") if name == "data_collator" else ("a sequence", "__len__")
             if value is not None and not hasattr(value, needed):
@@ -206,10 +207,6 @@ class PPOTrainer:
         if unused := describe_unused(model.base_model):
             self.accelerator.print(unused)
 
-        if (model.v_head is not None) != (config.advantage == "gae"):
-            load = "load the model with value_head=" + str(config.advantage == "gae")
-            what = "needs a value head" if model.v_head is None else "uses no value head"
-            raise ValueError(f"advantage={config.advantage!r} {what}; {load}")
         model.eval()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -338,11 +335,12 @@ class PPOTrainer:
         model_inputs: dict | None = None,
         return_logits: bool = False,
         response_masks: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """Log-probabilities (B, T), logits (B, T, V) if asked for, values (B, T), and mask (B, T), int64, of actions.
 
-        T counts response tokens alone, padded on the right. `mini_batch_size` samples go through `model` at a time.
-        `model_inputs` is not needed: the inputs follow from `queries` and `responses`.
+        T counts response tokens alone, padded on the right. Without a value head the values are None.
+        `mini_batch_size` samples go through `model` at a time. `model_inputs` is not needed: the inputs follow from
+        `queries` and `responses`.
         """
         actions, mask = self._masks(responses, response_masks)
         columns = mask.shape[1]
@@ -352,12 +350,14 @@ class PPOTrainer:
             inputs, labels = self._model_inputs(queries[rows], responses[rows])
             outputs = model(**inputs)
             logits, values = outputs[0], outputs[-1]
+            has_values = values is not None
+            values = values if has_values else logits[..., 0]
             kept = logits if return_logits else logits[..., :0]
             missing = columns - labels.shape[1]
             padded = [nn.functional.pad(x, (0, missing)) for x in (ppo_math.token_logprobs(logits, labels), values)]
             parts.append((*padded, nn.functional.pad(kept, (0, 0, 0, missing))))
         logprobs, values, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-        return logprobs, logits if return_logits else None, values, actions.long()
+        return logprobs, logits if return_logits else None, values if has_values else None, actions.long()
 
     def compute_rewards(
         self, scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, masks: Tensor
@@ -377,7 +377,12 @@ class PPOTrainer:
         return ppo_math.token_rewards(placed, kl, coefficient, mask), penalty
 
     def compute_advantages(self, values: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, whitened advantages and returns of the actions in `mask`; all tensors (B, T)."""
+        """Values, whitened advantages and returns of the actions in `mask`; all tensors (B, T). For gae alone."""
+        if self.config.advantage != "gae":
+            raise ValueError(
+                f"compute_advantages estimates advantages from values; for {self.config.advantage} call "
+                "trl.ppo_math.group_advantages"
+            )
         mask = mask.bool()
         if self.config.whiten_rewards:
             rewards = ppo_math.masked_whiten(rewards, mask, shift_mean=False, total=self._total)
@@ -390,7 +395,7 @@ class PPOTrainer:
         old_logprobs: Tensor,
         values: Tensor,
         logits: Tensor,
-        vpreds: Tensor,
+        vpreds: Tensor | None,
         logprobs: Tensor,
         mask: Tensor,
         advantages: Tensor,
@@ -398,8 +403,8 @@ class PPOTrainer:
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Policy loss, weighted value loss and statistics of one mini-batch; (B, T) tensors, `logits` (B, T, V).
 
-        `values` are those at rollout, `vpreds` those of now. Losses are token means over `mask`. What `step` does with
-        a mean ratio above `ratio_threshold` it does later.
+        `values` are those at rollout, `vpreds` those of now, None without a value head. Losses are token means over
+        `mask`. What `step` does with a mean ratio above `ratio_threshold` it does later.
         """
         sums = ppo_math.loss_sums(
             logprobs,
@@ -413,7 +418,7 @@ class PPOTrainer:
             cliprange=self.config.cliprange,
             cliprange_value=self.config.cliprange_value,
         )
-        statistics = ppo_math.loss_statistics(sums, self.config.vf_coef)
+        statistics = self._loss_statistics(sums)
         return sums.policy_loss / sums.tokens, self.config.vf_coef * sums.value_loss / sums.tokens, statistics
 
     # --- generation --------------------------------------------------------------------------------------------------
@@ -505,8 +510,9 @@ class PPOTrainer:
             response token t)
         response_masks: batch_size x (T_i,) of 0 and 1. A token with 0 is read by the model and is no action: it has no
             loss, no KL penalty and no advantage, may not have a score, and is no step in time.
-        groups: for the advantages rloo and grpo, batch_size names: responses of one name answer the same prompt, also
-            if they are on several processes. Left out, each `samples_per_prompt` responses in a row are one group.
+        groups: for the advantages rloo and grpo, batch_size names (numbers or texts). Responses of one name answer the
+            same query, also if they are on several processes; there are two or more of each name. Left out, each
+            `samples_per_prompt` responses in a row are one group. For gae there are none.
 
         With `use_score_scaling` a score, or the sum of a score vector, is divided by the standard deviation of all
         scores of the run so far, these included, over all processes; every element of a vector is divided alike.
@@ -522,12 +528,13 @@ class PPOTrainer:
         """
         started = time.perf_counter()
         self.config.check()
+        _check_head(self.policy, self.config)
         # another trainer in this process may have changed accelerate's shared setting
         self.accelerator.gradient_accumulation_steps = self.config.gradient_accumulation_steps
         self.policy.eval()
         self._drop_gradients()
         self._check_inputs(queries, responses, scores, response_masks)
-        groups = self._groups(groups)
+        names = self._group_names(queries, groups)
         responses, scores, response_masks = self._without_start(responses, scores, response_masks)
         mask, tokens = self._masks(responses, response_masks)
         placed = ppo_math.place_scores(scores, tokens, mask)
@@ -550,7 +557,7 @@ class PPOTrainer:
             values, advantages, returns = self.compute_advantages(values, rewards, mask)
             spread = {}
         else:
-            advantages, returns, spread = self._group_advantages(rewards, mask, groups)
+            advantages, returns, spread = self._group_advantages(rewards, placed, mask, names)
         experience = _Experience(list(queries), list(responses), mask, logprobs, values, advantages, returns)
         stats = self._rollout_statistics(placed, kl, entropy, ref_logprobs, experience) | spread
         advanced = time.perf_counter()
@@ -574,8 +581,8 @@ class PPOTrainer:
         stats["time/ppo/total"] = now - started
         return stats
 
-    def _groups(self, groups: Sequence[Hashable] | None) -> list[Hashable] | None:
-        """The group of each response, the same name for one prompt on all processes. None for gae."""
+    def _group_names(self, queries: Sequence[Tensor], groups: Sequence[Hashable] | None) -> list[Hashable] | None:
+        """The group of each response of all processes, in the order of the processes. None for gae."""
         config = self.config
         if config.advantage == "gae":
             if groups is not None:
@@ -583,40 +590,53 @@ class PPOTrainer:
                     "groups are for the advantages rloo and grpo; gae compares no responses: leave them out"
                 )
             return None
-        if groups is not None:
-            if len(groups) != config.batch_size:
-                raise ValueError(f"{len(groups)} groups were given for a batch of {config.batch_size} responses")
-            return list(groups)
-        if config.samples_per_prompt < 2:
-            raise ValueError(
-                f"advantage={config.advantage!r} compares responses to one prompt; set samples_per_prompt to 2 or "
-                "more, or give groups"
-            )
-        first = self.accelerator.process_index * config.batch_size
-        return [(first + row) // config.samples_per_prompt for row in range(config.batch_size)]
+        hint = "the responses of a group answer one query"
+        if groups is None:
+            if config.samples_per_prompt < 2:
+                raise ValueError(
+                    f"advantage={config.advantage!r} compares responses to one prompt; set samples_per_prompt to 2 or "
+                    "more, or give groups"
+                )
+            hint = f"answer each query samples_per_prompt ({config.samples_per_prompt}) times in a row, or give groups"
+            first = self.accelerator.process_index * config.batch_size
+            groups = [(first + row) // config.samples_per_prompt for row in range(config.batch_size)]
+        if len(groups) != config.batch_size:
+            raise ValueError(f"{len(groups)} groups were given for a batch of {config.batch_size} responses")
+        names = [name.tolist() if isinstance(name, Tensor) else name for name in groups]  # a tensor is hashed by its id
+        try:
+            set(names)
+        except TypeError:
+            raise ValueError("a group must be named by one number or one text") from None
+        # the hash of a tuple of numbers is the same in all processes
+        hashes = [hash(tuple(query.tolist())) for query in queries]
+        everywhere = gather_object(list(zip(names, hashes, strict=True)))
+        names = [name for name, _ in everywhere]
+        ppo_math.group_rows(names)  # raises for a group of one
+        query_of: dict[Hashable, int] = {}
+        for name, query in everywhere:
+            if query_of.setdefault(name, query) != query:
+                raise ValueError(f"group {name!r} has responses to different queries; {hint}")
+        return names
 
     def _group_advantages(
-        self, rewards: Tensor, mask: Tensor, groups: list[Hashable]
+        self, rewards: Tensor, placed: Tensor, mask: Tensor, names: Sequence[Hashable]
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Each response's advantage on all of its tokens, its return likewise, both (B, T); and how groups spread.
 
-        The group is that of all processes.
+        rewards, placed: token rewards and the scores in them (B, T)
+        names: of the groups, of all processes
         """
-        returns = ppo_math.sequence_returns(rewards, mask)
-        everywhere = gather_object(list(zip(groups, returns.tolist(), strict=True)))
-        names, values = [name for name, _ in everywhere], torch.tensor([value for _, value in everywhere])
-        advantages = ppo_math.group_advantages(values.double(), names, self.config.advantage)
-        first = self.accelerator.process_index * len(groups)
-        own = advantages[first : first + len(groups)].to(rewards)
-        members: dict[Hashable, list[float]] = {}
-        for name, value in everywhere:
-            members.setdefault(name, []).append(value)
-        deviations = [float(np.std(of, ddof=1)) for of in members.values()]
+        both = torch.stack([ppo_math.sequence_returns(x.cpu(), mask.cpu()) for x in (rewards, placed)], dim=1)
+        returns, scores = torch.tensor(gather_object(both.tolist()), dtype=torch.float64).unbind(1)
+        advantages = ppo_math.group_advantages(returns, names, self.config.advantage)
+        groups = ppo_math.group_rows(names)
         spread = {
-            "ppo/groups/std": sum(deviations) / len(deviations),
-            "ppo/groups/equal": sum(min(of) == max(of) for of in members.values()) / len(members),
+            "ppo/groups/std": sum(float(returns[rows].std()) for rows in groups) / len(groups),
+            "ppo/groups/equal": sum(float(scores[rows].min() == scores[rows].max()) for rows in groups) / len(groups),
         }
-        on_tokens = [torch.where(mask, x[:, None].to(rewards), 0) for x in (own, returns)]
+        first = self.accelerator.process_index * len(mask)
+        own = slice(first, first + len(mask))
+        on_tokens = [torch.where(mask, x[own, None].to(rewards), 0) for x in (advantages, returns)]
         return *on_tokens, spread
 
     def _check_inputs(
@@ -762,10 +782,12 @@ class PPOTrainer:
         def spread(x: Tensor) -> float:
             return float(ppo_math.masked_var(x, ones, self._total).sqrt())
 
-        def over_tokens(x: Tensor, statistic: Callable = ppo_math.masked_mean) -> float:
+        def over_tokens(x: Tensor, statistic: Callable = ppo_math.masked_mean, mask: Tensor = mask) -> float:
             return float(statistic(x, mask, total=self._total))
 
         coefficient = self.kl_controller.value
+        # gae: each token has a return; rloo, grpo: each response has one, and its first action stands for it
+        returned = mask if self.config.advantage == "gae" else mask & (mask.cumsum(1) == 1)
         query_lengths, response_lengths = (
             torch.tensor([float(len(ids)) for ids in rows], device=self.device)
             for rows in (experience.queries, experience.responses)
@@ -782,8 +804,8 @@ class PPOTrainer:
             "ppo/std_scores": spread(placed.sum(1)),
             "ppo/policy/advantages": _array(experience.advantages[mask]),
             "ppo/policy/advantages_mean": over_tokens(experience.advantages),
-            "ppo/returns/mean": over_tokens(experience.returns),
-            "ppo/returns/var": over_tokens(experience.returns, ppo_math.masked_var),
+            "ppo/returns/mean": over_tokens(experience.returns, mask=returned),
+            "ppo/returns/var": over_tokens(experience.returns, ppo_math.masked_var, returned),
             "tokens/queries_len_mean": over_samples(query_lengths),
             "tokens/queries_len_std": spread(query_lengths),
             "tokens/queries_dist": _array(query_lengths),
@@ -818,9 +840,7 @@ class PPOTrainer:
         stats = {f"ppo/{name}": float(count) for name, count in counts.items()}
         finite = [sums for sums in seen.sums if torch.isfinite(sums).all()]
         if finite:
-            means = ppo_math.loss_statistics(LossSums(*torch.stack(finite).sum(0)), config.vf_coef)
-            if self.policy.v_head is None:
-                means = {name: mean for name, mean in means.items() if not name.startswith(("val/", "loss/value"))}
+            means = self._loss_statistics(LossSums(*torch.stack(finite).sum(0)))
             stats |= {f"ppo/{name}": value for name, value in means.items()}
             stats["ppo/policy/ratio"] = _array(torch.cat(seen.ratios))
         if norms := [norm for norm in seen.norms if math.isfinite(norm)]:
@@ -891,9 +911,16 @@ class PPOTrainer:
         )
         return sums, (logprobs.detach() - old_logprobs)[mask].exp()
 
+    def _loss_statistics(self, sums: LossSums) -> dict[str, float]:
+        """Token means; without those of values if there is no value head."""
+        means = ppo_math.loss_statistics(sums, self.config.vf_coef)
+        if self.policy.v_head is None:
+            means = {name: mean for name, mean in means.items() if not name.startswith(("val/", "loss/value"))}
+        return means
+
     def _verdict(self, sums: LossSums) -> str:
         """What becomes of a backward batch, from its sums over all processes."""
-        means = ppo_math.loss_statistics(sums, self.config.vf_coef)
+        means = self._loss_statistics(sums)
         if any(math.isnan(mean) for mean in means.values()):
             return "skipped_nonfinite"
         if self.config.early_stopping and means["policy/kl_estimate"] > 1.5 * self.config.target_kl:
@@ -1202,6 +1229,14 @@ def _check_model(model: Any) -> None:
             f"model must be an AutoModelForCausalLMWithValueHead or AutoModelForSeq2SeqLMWithValueHead, "
             f"not {type(model).__name__}"
         )
+
+
+def _check_head(model: nn.Module, config: PPOConfig) -> None:
+    """A head that gets no gradient would stop DDP, and would be saved untrained."""
+    needed = config.advantage == "gae"
+    if (model.v_head is not None) != needed:
+        what = "needs a value head" if needed else "uses no value head"
+        raise ValueError(f"advantage={config.advantage!r} {what}; load the model with value_head={needed}")
 
 
 def _make_accelerator(config: PPOConfig) -> Accelerator:
