@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
+from ..common.flags import half_share
 from ..common.launch import process_state
 from ..common.texts import answer_key, question_key
 from ..models.classifiers import F_ERR, LABELS, NF_ERR, NO_ERR, unit_words
@@ -25,7 +26,7 @@ from ..tasks.qa.feedback import (
     relevance_labels,
 )
 from ..tasks.sentences import subsentence_spans
-from .fit import Losses, fit, leave_out_shared, share, token_losses
+from .fit import Losses, fit, leave_out_shared, token_losses
 from .metrics import classification_metrics, format_metrics, mean_and_deviation, pair_metrics, verdict
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ Score = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]  # model, padded 
 def add_selection_flag(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--selection_share",
-        type=share,
+        type=half_share,
         default=0.1,
         help="share of the training questions that only choose the epoch to keep, so that the dev file stays unseen "
         "until it is measured; 0: train on all and keep the last epoch",
