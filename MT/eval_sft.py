@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable, write_json
+from alarm.common.errors import report_user_errors
+from alarm.common.files import check_new_file, write_json
 from alarm.common.flags import add_flag, add_policy_flags, parser, positive_int
 from alarm.common.launch import check_launch, process_state
 from alarm.tasks.mt.data import prompt
@@ -37,20 +36,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return flags.parse_args(argv)
 
 
-def check_output(args: argparse.Namespace) -> None:
-    if args.output:
-        check_writable(args.output, "--output")
-    if args.output and Path(args.output).is_dir():
-        raise UserError(f"--output {args.output} is a folder; give the path of a JSON file")
-    if args.output and Path(args.output).exists() and not args.overwrite:
-        raise UserError(f"--output {args.output} exists; give another path, or --overwrite to replace it")
-
-
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_launch()
-    check_output(args)
+    if args.output:
+        check_new_file(args.output, "--output", args.overwrite)
     policy = resolve_policy(args.policy_ckpt)
 
     from alarm.tasks.mt.quality import overlap_scores, readability_scores

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .combiners import COMBINERS, Combiner
 from .common.errors import UserError
 from .common.files import read_rows
 from .common.flags import finite_float
@@ -189,6 +190,7 @@ class Task:
     holistic_max_tokens: of prompt and answer together, as the holistic model reads them.
     columns: order of the metrics (their keys in files) in results; default: holistic, length, then the aspects'.
     paper: what the paper reports of the task, to stand beside results; see evaluation.report.
+    combiners: name -> the task's own ways to combine, for --reward_type; see alarm.combiners.
     reward_prompt: data row -> the prompt as the reward models read it; default: `prompt`.
     holistic: (prompts, answers, rows) -> B numbers, instead of a preference model; --holistic_model overrides it.
     """
@@ -211,6 +213,7 @@ class Task:
     holistic_max_tokens: int = 1024
     columns: Sequence[str] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
+    combiners: Mapping[str, Combiner] = field(default_factory=dict)
     reward_prompt: Callable[[dict], str] | None = None
     holistic: Callable[[list[str], list[str], list[dict]], list[float]] | None = None
     source: str = ""  # the file that it comes from, for messages
@@ -231,6 +234,8 @@ class Task:
         for metric in self.metrics:
             if {metric.name, metric.key} & set(RESERVED):
                 raise UserError(f"task {self.name}: a metric cannot be named {metric.name}, which logs use; rename it")
+        if taken := self.combiners.keys() & COMBINERS.keys():
+            raise UserError(f"task {self.name}: the combiner {min(taken)} is built in; give yours another name")
         unknown = set(self.columns) - {HOLISTIC, LENGTH, *(metric.key for metric in self.metrics)}
         if unknown:
             raise UserError(f"task {self.name}: columns name {min(unknown)}, which is no metric; remove it")
@@ -239,6 +244,11 @@ class Task:
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of all aspects."""
         return tuple(metric for aspect in self.aspects for metric in aspect.metrics)
+
+    @property
+    def all_combiners(self) -> dict[str, Combiner]:
+        """The built-in combiners and the task's own."""
+        return COMBINERS | dict(self.combiners)
 
     @property
     def lower_wins(self) -> frozenset[str]:

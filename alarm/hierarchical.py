@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .api import Aspect, Settings, Task
+from .combiners import COMBINERS, Combiner
 from .common.errors import UserError
-from .types import REWARD_TYPES, Rollout
+from .types import Rollout
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ class HierarchicalReward:
 
     holistic: folder or hub name of a preference model; or a function (prompts, answers, rows) -> B numbers.
     aspects: of a task (TASK.aspects), or your own. One without a weight takes no part in the reward.
-    combine: one of types.REWARD_TYPES. weights: aspect -> weight. holistic_weight: w_h.
+    combine: a name in alarm.combiners.COMBINERS, or such a function. weights: aspect -> weight. holistic_weight: w_h.
     threshold: z-normalised holistic score from which the aspects count. holistic_mean, holistic_std: for that score.
     flags: constants of aspects with models, such as {"reward_model_dir": ...}; the others have their defaults.
 
@@ -44,7 +45,7 @@ class HierarchicalReward:
         self,
         holistic: str | Callable[[list[str], list[str], list[dict]], list[float]],
         aspects: Sequence[Aspect],
-        combine: str = "hierarchical",
+        combine: str | Combiner = "hierarchical",
         weights: Mapping[str, float] | None = None,
         holistic_weight: float = 1.0,
         threshold: float = 0.0,
@@ -57,8 +58,8 @@ class HierarchicalReward:
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        if combine not in REWARD_TYPES:
-            raise UserError(f"combine is {combine!r}; give one of {', '.join(REWARD_TYPES)}")
+        if not callable(combine) and combine not in COMBINERS:
+            raise UserError(f"combine is {combine!r}; give one of {', '.join(COMBINERS)}, or a function")
         self.task = Task(
             "reward",
             prompt=str,
@@ -103,13 +104,14 @@ class HierarchicalReward:
         if not len(prompts) == len(answers) == len(rows):
             raise UserError(f"{len(prompts)} prompts, {len(answers)} answers and {len(rows)} rows; give one each")
         recipe = RewardRecipe(
-            self.combine,
+            self.combine if isinstance(self.combine, str) else self.combine.__name__,
             self.threshold,
             self.holistic_weight,
             self.weights,
             self.holistic_mean,
             self.holistic_std,
             sigmoid_shaping=self.sigmoid_shaping,
+            combiner=self.combine if callable(self.combine) else None,
         )
         too_short = torch.zeros(len(answers), dtype=torch.bool)
         rollout = Rollout([], response_ids, list(prompts), list(answers), list(rows), too_short)

@@ -7,20 +7,27 @@ a list of (T_i,) float32 tensors, one value per response token.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .types import REWARD_TYPES, Measured, Payment, TokenScore
+from .combiners import COMBINERS, Combiner
+from .types import Measured, Payment, TokenScore
 
-TOO_SHORT_HOLISTIC = -10.0  # in place of the z-normalised holistic reward of a response without text
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from .api import Task
+
+TOO_SHORT_HOLISTIC = -10.0  # instead of the z-normalised holistic reward of a response without text
 
 
 @dataclass(frozen=True)
 class RewardRecipe:
     """How aspect and holistic rewards become the one reward that PPO sees."""
 
-    reward_type: str  # one of REWARD_TYPES
+    reward_type: str  # a name in COMBINERS, or of the task's own combiner
     threshold: float  # hierarchical: aspects are added where h >= threshold
     holistic_weight: float  # w_h
     weights: dict[str, float] = field(default_factory=dict)  # aspect name -> w
@@ -28,19 +35,21 @@ class RewardRecipe:
     holistic_std: float = 1.0
     length_mean: float | None = None  # set: T / length_mean takes the place of the aspect sum (an ablation)
     sigmoid_shaping: bool = False  # pass each value of an aspect through a sigmoid
+    combiner: Combiner | None = None  # None: the one that `reward_type` names
 
     @classmethod
-    def from_flags(cls, args, weights: dict[str, float]) -> RewardRecipe:
-        """From the parsed flags that both tasks share (alarm.flags)."""
+    def from_flags(cls, args: Namespace, task: Task) -> RewardRecipe:
+        """From the parsed flags of train_ppo.py."""
         return cls(
             reward_type=args.reward_type,
             threshold=args.hierarchical_threshold,
             holistic_weight=args.holistic_reward_weight,
-            weights=weights,
+            weights=task.weights(args),
             holistic_mean=args.ultra_mean,
             holistic_std=args.ultra_std,
             length_mean=args.length_mean if args.length_reward else None,
             sigmoid_shaping=args.sigmoid_shaping,
+            combiner=task.all_combiners[args.reward_type],
         )
 
     @property
@@ -51,8 +60,10 @@ class RewardRecipe:
         return tuple(name for name, weight in self.weights.items() if weight != 0)
 
     def __post_init__(self):
-        if self.reward_type not in REWARD_TYPES:
-            raise ValueError(f"reward_type {self.reward_type!r} is none of {', '.join(REWARD_TYPES)}")
+        if self.combiner is None:
+            if self.reward_type not in COMBINERS:
+                raise ValueError(f"reward_type {self.reward_type!r} is none of {', '.join(COMBINERS)}")
+            object.__setattr__(self, "combiner", COMBINERS[self.reward_type])
 
 
 def combine(measured: Measured, recipe: RewardRecipe) -> Payment:
@@ -124,26 +135,18 @@ def length_rewards(lengths: list[int], length_mean: float) -> list[Tensor]:
 
 
 def combine_rewards(aspects: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe) -> Payment:
-    """What each response is paid: the aspects if the recipe lets them in, and w_h * h on the last token.
+    """What each response is paid: its share of the aspects, and of w_h * h on the last token (see alarm.combiners).
 
     aspects B x (T_i,), holistic (B,) float64 normalised, too_short (B,) bool.
 
-    holistic_only: w_h * h. aspect_only: aspects. weighted_sum: both. hierarchical: both if the gate is open, else
-    w_h * h alone. A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type.
-    The gate is computed in every reward type, because the log reports how many responses reach it; it decides in
-    hierarchical alone.
+    A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type. The gate is computed
+    in every reward type, because the log reports how many responses reach it.
     """
     gate = open_gate(holistic, too_short, recipe.threshold)
-    share = {  # of the aspect rewards that is paid
-        "holistic_only": torch.zeros_like(gate),
-        "aspect_only": torch.ones_like(gate),
-        "weighted_sum": torch.ones_like(gate),
-        "hierarchical": gate,
-    }[recipe.reward_type].masked_fill(too_short, 0.0)
-    paid_holistic = recipe.holistic_weight * holistic
-    if recipe.reward_type == "aspect_only":
-        paid_holistic = torch.where(too_short, paid_holistic, 0.0)
-    # an aspect that is left out must leave no trace, and 0 * NaN would be one
+    share, holistic_share = recipe.combiner(holistic, gate, recipe)
+    share, holistic_share = share.masked_fill(too_short, 0.0), holistic_share.masked_fill(too_short, 1.0)
+    paid_holistic = torch.where(holistic_share == 0, 0.0, holistic_share * (recipe.holistic_weight * holistic))
+    # what is left out must leave no trace, and 0 * NaN would be one
     paid_aspects = [
         torch.zeros(len(row)) if part == 0 else part * row.float().cpu()
         for row, part in zip(aspects, share.tolist(), strict=True)
@@ -151,7 +154,7 @@ def combine_rewards(aspects: list[Tensor], holistic: Tensor, too_short: Tensor, 
     rewards = [
         row + _on_last_token(len(row), value) for row, value in zip(paid_aspects, paid_holistic.tolist(), strict=True)
     ]
-    return Payment(rewards, paid_aspects, paid_holistic, gate, holistic)
+    return Payment(rewards, paid_aspects, paid_holistic, gate, holistic, share, holistic_share)
 
 
 def _on_last_token(length: int, value: float) -> Tensor:

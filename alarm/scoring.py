@@ -195,7 +195,7 @@ class HolisticScorer:
 
 
 class FunctionHolistic:
-    """A task's own function in place of a preference model."""
+    """A task's own function instead of a preference model."""
 
     def __init__(self, task: Task):
         self.function, self.where = task.holistic, f"{task.source}: `holistic`" if task.source else "`holistic`"

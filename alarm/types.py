@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-REWARD_TYPES = ("hierarchical", "holistic_only", "aspect_only", "weighted_sum")
-
 # of one answer: a number, (start, end, value) spans of its characters, or None if the aspect does not apply to it
 Score = float | list[tuple[int, int, float]] | None
 
@@ -65,3 +63,5 @@ class Payment:
     holistic: torch.Tensor  # (B,) float64, w_h * h as paid; 0 if it was left out
     gate: torch.Tensor  # (B,) float64: 1 open, 0 closed, NaN if the holistic score is not finite
     h: torch.Tensor  # (B,) float64, the z-normalised holistic score
+    share: torch.Tensor  # (B,) float64: of the aspect rewards that is paid
+    holistic_share: torch.Tensor  # (B,) float64: of the holistic reward that is paid

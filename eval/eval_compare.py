@@ -11,6 +11,7 @@ import sys
 from itertools import combinations, islice
 from pathlib import Path
 
+from alarm.api import Task
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import seed_value
 from alarm.evaluation.judge.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
@@ -46,6 +47,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_judge_flags(parser)
     return parser.parse_args(argv)
+
+
+def scored_differently(task: Task, folder: Path, every: dict[str, list]) -> list[str]:
+    """What the sidecars of the runs say of how they were scored, each difference once."""
+    from alarm.evaluation.provenance import read_sidecar, scoring_differences
+
+    files = {
+        f"{seed}/{run.name}" if seed else run.name: folder / seed / f"{run.name}.json"
+        for seed, runs in every.items()
+        for run in runs
+    }
+    return scoring_differences(task, {name: read_sidecar(path) for name, path in files.items()})
 
 
 def judge_all(judge: Judge, seeds: list[list]) -> list[dict[tuple[str, str], list[Judgement]]]:
@@ -99,12 +112,13 @@ def main(argv: list[str] | None = None) -> None:
 
     if lacking := missing_metrics(task, used[0]):
         print(f"not compared, because the files do not have it: {', '.join(lacking)}", flush=True)
+    for line in scored_differently(task, folder, every):
+        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout, flush=True)
     for line in describe_conflicts(task, *compared.values()):
         print(f"warning: {line}", file=sys.stderr, flush=True)
     judgements = judge_all(judge, list(compared.values())) if judge is not None else None
-    results = compare(*compared.values(), task=task, judgements=judgements)
+    found = compare(*compared.values(), task=task, judgements=judgements)
     setup = Setup(
-        task=task,
         folder=str(folder),
         prompts=len(used[0].queries),
         total_prompts=len(first[0].queries),
@@ -114,13 +128,13 @@ def main(argv: list[str] | None = None) -> None:
         judge=judge.summary() if judge is not None else None,
     )
     try:
-        write_json(output, results)
-        write_report(report, results, setup, compared)
+        write_json(output, found.published())
+        write_report(report, found, setup, compared)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); give a writable --output") from None
 
     console = screen()
-    print_results(results, setup, console)
+    print_results(found, setup, console)
     console.print(f"Results{' (replacing the earlier ones)' if replaced else ''}: {output}", soft_wrap=True)
     console.print(f"Page, Markdown and figures: {report}", soft_wrap=True)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from alarm.api import Settings, Task
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable
+from alarm.common.files import check_new_file
 from alarm.common.flags import check_model_name, parser, positive_int
 from alarm.tasks.find import add_task_flag, find_task
 from alarm.training import main as training
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     add("--index", type=positive_int, help="show this generation alone, counted from 1")
     add("--query", help="show the generations whose query contains this; with --generation, the whole prompt of it")
     add("--limit", type=positive_int, default=20, help="show at most this many generations, the first of the file")
-    add("--generation", help="in place of a file: one response to the prompt --query")
+    add("--generation", help="instead of a file: one response to the prompt --query")
     add("--question", help="qa, with --generation: the question in the prompt, where --examples has no such row")
     add("--examples", help="data file with the rows that were answered, matched by their prompts (qa: --test_file)")
     add("--html", type=Path, help="write a page as well, here")
@@ -60,11 +60,7 @@ def check_own_flags(args: argparse.Namespace) -> None:
     if args.overwrite and args.html is None:
         raise UserError("--overwrite goes with --html; drop it")
     if args.html is not None:
-        check_writable(args.html, "--html")
-        if args.html.is_dir():
-            raise UserError(f"--html {args.html} is a folder; give the file to write")
-        if args.html.exists() and not args.overwrite:
-            raise UserError(f"{args.html} exists; give another --html, or --overwrite to replace it")
+        check_new_file(args.html, "--html", args.overwrite)
 
 
 def rows_of(task: Task, queries: list[str], path: str) -> list[dict]:
@@ -140,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = load_tokenizer(policy, recipe_args)
     settings = Settings(recipe_args, tokenizer, process_state().device, getattr(torch, recipe_args.dtype))
-    recipe = RewardRecipe.from_flags(recipe_args, task.weights(recipe_args))
+    recipe = RewardRecipe.from_flags(recipe_args, task)
     scorer = load_scorer(task, recipe.weights, settings, holistic_of(task, recipe_args, settings))
     try:
         batch = recipe_args.rm_max_batch_size

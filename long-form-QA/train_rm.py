@@ -8,8 +8,8 @@ from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import positive_int
-from alarm.learning.fit import check_training, training_parser
-from alarm.learning.reward_models import add_selection_flag, load_splits, train_aspect
+from alarm.learning.fit import add_selection_flag, check_training, training_parser
+from alarm.learning.reward_models import load_feedback_splits, train_aspect
 from alarm.tasks.qa.aspects import MODEL_FOLDERS
 from alarm.tasks.sentences import make_splitter
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.aspect == "completeness" and args.class_weights != "none":
         raise UserError("--class_weights is for relevance and factuality; completeness learns from pairs, leave it out")
     splitter = make_splitter(args.splitter)
-    train, dev = load_splits(args)
+    train, dev = load_feedback_splits(args)
     train_aspect(args.aspect, train, dev, splitter, args)
 
 

@@ -160,7 +160,8 @@ def reward_model_lines(work: Path) -> list[str]:
 
 def generation_lines(work: Path) -> list[str]:
     """Mean metrics of each policy's test answers, and one answer of each."""
-    generations = {path.stem: json.loads(path.read_text()) for path in sorted((work / "generations").glob("*.json"))}
+    files = [path for path in sorted((work / "generations").glob("*.json")) if not path.name.endswith(".meta.json")]
+    generations = {path.stem: json.loads(path.read_text()) for path in files}
     names = [name for name, value in next(iter(generations.values()))[0].items() if not isinstance(value, str)]
     lines = [f"{'policy':<16}" + "".join(f"{name:>{len(name) + 3}}" for name in names)]
     for policy, rows in generations.items():

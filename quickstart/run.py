@@ -77,7 +77,7 @@ def marker_of(stage: Stage, work: Path) -> Path:
 
 
 def run_stage(stage: Stage, work: Path, python: str, environment: dict) -> dict | None:
-    """Run a stage unless it is done. Returns what it took, or None where it was skipped."""
+    """Run a stage unless it is done. Returns what it took, or None if it was skipped."""
     marker = marker_of(stage, work)
     words = stage.words()
     before = json.loads(marker.read_text()) if marker.exists() else None

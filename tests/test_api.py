@@ -29,6 +29,14 @@ def test_a_new_aspect_takes_no_part_unless_it_is_asked_for():
     assert toy.weights(args) == {"brevity": -1.0, "shouting": 2.0}
 
 
+def test_a_weight_of_an_aspect_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match=r"--w_coherence.*toy.*--w_brevity") as error:
+        parse_args(task(Aspect("brevity", score)), "", ["--save_dir", "x", "--w_coherence=1"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(SystemExit):
+        parse_args(task(Aspect("brevity", score)), "", ["--save_dir", "x", "--wbrevity", "1"])
+
+
 def test_the_columns_of_results():
     brevity = Aspect("brevity", score, metrics=[Metric("words", published="n_words"), Metric("letters")])
     assert task(brevity).columns_in_order == ("holistic_reward", "response_length", "n_words", "letters")

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alarm.combiners import COMBINERS
 from alarm.rewards import (
-    REWARD_TYPES,
     RewardRecipe,
     combine_rewards,
     length_rewards,
@@ -71,7 +71,7 @@ def test_reward_types_by_hand(reward_type, below, above):
     assert aspects[0].tolist() == [1.0, 0.0, 2.0]  # new tensors, inputs untouched
 
 
-@pytest.mark.parametrize("reward_type", REWARD_TYPES)
+@pytest.mark.parametrize("reward_type", COMBINERS)
 def test_too_short_gets_the_penalty_and_no_aspect(reward_type):
     holistic = normalise_holistic(torch.tensor([9.0]), 0.0, 1.0, torch.tensor([True]))
     paid = combine_rewards([torch.tensor([7.0, 7.0])], holistic, torch.tensor([True]), recipe(reward_type))
@@ -121,7 +121,7 @@ def test_a_score_at_a_calibrated_threshold_is_paid_as_it_is_logged():
         assert [reward[0].item() for reward in paid.rewards] == paid.gate.tolist()
 
 
-@pytest.mark.parametrize("reward_type", REWARD_TYPES)
+@pytest.mark.parametrize("reward_type", COMBINERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_holistic_score_that_is_not_finite_stays_visible(reward_type, value):
     h = normalise_holistic(torch.tensor([value, 9.0]), 0.0, 1.0, NONE_SHORT)

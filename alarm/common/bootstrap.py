@@ -39,7 +39,7 @@ def resample(prompts: int, seeds: int = 1, draws: int = DRAWS, random_seed: int 
 
 
 def share(numerator: np.ndarray, denominator: np.ndarray) -> float | None:
-    """100 * sum(numerator) / sum(denominator); None where the denominator is empty. (N,), (N,) -> percent."""
+    """100 * sum(numerator) / sum(denominator); None if the denominator is empty. (N,), (N,) -> percent."""
     total = float(np.sum(denominator))
     return 100 * float(np.sum(numerator)) / total if total else None
 
@@ -60,7 +60,7 @@ def resampled_shares(numerator: np.ndarray, denominator: np.ndarray, resamples: 
 
 
 def interval(draws: np.ndarray) -> list[float] | None:
-    """The central 95% of the draws that exist. (D,) -> [low, high], None where none does."""
+    """The central 95% of the draws that exist. (D,) -> [low, high], None if none does."""
     known = draws[np.isfinite(draws)]
     if not len(known):
         return None
@@ -72,7 +72,7 @@ def share_interval(numerator: np.ndarray, denominator: np.ndarray, drawn: np.nda
     """The 95% interval of a `share`, in percent. (N,) or (S, N) twice, its (D,) resamples -> [low, high].
 
     Where all prompts went one way it is Clopper-Pearson's: resampling draws the same again and again there, and would
-    claim certainty. None where the share is undefined, or no resample differs for another cause (nothing but ties).
+    claim certainty. None if the share is undefined, or no resample differs for another cause (nothing but ties).
     """
     total, counted = float(np.sum(denominator)), float(np.sum(numerator))
     if not total:

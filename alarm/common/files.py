@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .errors import UserError
 
-# the first bytes of what people give in place of JSON
+# the first bytes of what people give instead of JSON
 _KINDS = {
     b"PK\x03\x04": "a zip archive; unpack it",
     b"BZh": "compressed by bzip2; unpack it",
@@ -196,6 +196,16 @@ def check_writable(path: str | Path, flag: str) -> None:
     place = path if path.is_dir() else parent
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path} cannot be written: {place} is read-only; give another one")
+
+
+def check_new_file(path: str | Path, flag: str, overwrite: bool) -> None:
+    """Raise UserError unless the file that `flag` names may be written: it is new, or --overwrite was given."""
+    path = Path(path)
+    check_writable(path, flag)
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder; give the path of a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{flag} {path} exists; give another one, or --overwrite to replace it")
 
 
 def _temporary(path: Path) -> Path:

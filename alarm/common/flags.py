@@ -91,7 +91,7 @@ nonnegative_float.__name__ = unit_share.__name__ = half_share.__name__ = "float"
 
 
 def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.json",)) -> None:
-    """Raise UserError where `name` is a local path without a model; a hub name passes unchecked."""
+    """Raise UserError if `name` is a local path without a model; a hub name passes unchecked."""
     path = Path(name)
     if path.is_dir():
         if not any((path / config).is_file() for config in configs):

@@ -15,7 +15,7 @@ def is_main_process() -> bool:
 
 
 def check_launch() -> None:
-    """Raise UserError where the processes that were started are not the processes that will work together.
+    """Raise UserError if the processes that were started are not the processes that will work together.
 
     Two launches of accelerate 1.15 go wrong in silence: `--multi_gpu` on a machine without enough GPUs starts runs
     that each believe to be alone and overwrite each other, and `--cpu --num_processes 2` starts one process.
@@ -48,7 +48,7 @@ def process_state():
     """accelerate's PartialState: this process's rank and device.
 
     Made here and nowhere else: unlike Accelerator, `PartialState()` does not read ACCELERATE_USE_CPU, and whoever makes
-    the state first decides for all. Raises UserError where it sees fewer processes than were started.
+    the state first decides for all. Raises UserError if it sees fewer processes than were started.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env

@@ -10,7 +10,7 @@ MAX_RETRY_AFTER = 120.0  # seconds
 
 
 def retry_after(headers: Mapping[str, str], now: float, longest: float = MAX_RETRY_AFTER) -> float | None:
-    """Seconds that a server asks to wait, at most `longest`; None where it asks for nothing readable.
+    """Seconds that a server asks to wait, at most `longest`; None if it asks for nothing readable.
 
     headers: with lower-case names or regardless of case. now: seconds since the epoch, for a header that is a date.
     """

@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from ..common.bootstrap import (
 from ..common.errors import UserError
 from ..common.files import is_finite_number, parse_rows, read_text
 from ..tasks.find import BUILT_IN, find_task
+from .provenance import SIDECAR
 
 if TYPE_CHECKING:
     from .judge.judge import Judgement
@@ -41,9 +42,7 @@ JUDGE = "judge"
 # 8 bits, and a deep model adds up their errors
 ROUNDING = 2**-5
 TURNED = 0.1  # of the equal answers may have a unit that rounding turned (Metric.differs_by "units")
-STATISTICS = {"Mean": np.mean, "Min": np.min, "Max": np.max}
 SELF, AVERAGE = "*", "Avg."
-SIDECAR = ".meta.json"  # where a generations file comes from: no run of its own
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
 
 
@@ -53,7 +52,7 @@ class Generations:
 
     name: str  # file name without its last .json
     queries: list[str]  # N, all different
-    generations: list[str | None]  # N answers; None where a row has none
+    generations: list[str | None]  # N answers; None if a row has none
     metrics: dict[str, np.ndarray]  # name -> (N,) float64, finite
 
 
@@ -178,7 +177,7 @@ def read_seeds(
 ) -> dict[str, list[Generations]]:
     """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
 
-    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError where both are there,
+    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError if both are there,
     and where seeds do not hold the same runs on the same prompts.
     """
     paths = _run_files(folder)
@@ -327,20 +326,20 @@ def inconsistency_terms(verdicts: np.ndarray, holistic: np.ndarray) -> Terms:
 
 
 def win_rate(verdicts: np.ndarray) -> float | None:
-    """100 * wins / (wins + losses) in percent, ties left out; None where no prompt decides. verdicts: (N,)."""
+    """100 * wins / (wins + losses) in percent, ties left out; None if no prompt decides. verdicts: (N,)."""
     return share(*win_terms(verdicts))
 
 
 def inconsistency(verdicts: np.ndarray, holistic: np.ndarray) -> float | None:
     """Share (percent) of the prompts with a holistic winner on which the metric names the other one; (N,) each.
 
-    None where the holistic reward ties on every prompt.
+    None if the holistic reward ties on every prompt.
     """
     return share(*inconsistency_terms(verdicts, holistic))
 
 
 def average(values: list[float | None]) -> float | None:
-    """Mean of the values that exist; None where none does."""
+    """Mean of the values that exist; None if none does."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -356,29 +355,141 @@ def deviation(values: list[float | None]) -> float | None:
 Judgements = dict[tuple[str, str], "list[Judgement]"]  # (run a, run b), in file order -> one judgement a prompt
 
 
+@dataclass(frozen=True)
+class JudgeRates:
+    """How far a judge can be trusted on one pair of runs. Percentages are None if there is nothing to count."""
+
+    failures: int  # prompts without a readable verdict
+    identical: int  # equal answers, which were not sent to it
+    flip_rate: float | None  # of the prompts judged in both orders, on which the order changed the verdict
+    first_position_rate: float | None  # of its answers that prefer the answer shown first; 50: no bias
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Run a against run b by one criterion. Rates are percentages, None if nothing decides; see `compare`."""
+
+    win_rate: float | None  # W / (W + L)
+    win_rate_interval: list[float] | None
+    holistic_reward_inconsistent: float | None
+    wins: int
+    ties: int
+    losses: int
+    win_rate_ties_half: float | None  # (W + T/2) / N
+    win_rate_ties_half_interval: list[float] | None
+    length_controlled: dict  # win_rate and interval, or `refused`: why
+    win_rate_seeds: list[float | None] | None = None  # of each seed, if there are several
+    win_rate_std: float | None = None  # their sample deviation
+    judge: JudgeRates | None = None  # if the criterion is the judge
+
+    def mirrored(self) -> Rates:
+        """Run b against run a."""
+
+        def other(rate: float | None) -> float | None:
+            return None if rate is None else 100 - rate
+
+        def turned(interval: list[float] | None) -> list[float] | None:
+            return None if interval is None else [100 - interval[1], 100 - interval[0]]
+
+        controlled = self.length_controlled
+        if "win_rate" in controlled:
+            controlled = {"win_rate": other(controlled["win_rate"]), "interval": turned(controlled["interval"])}
+        return replace(
+            self,
+            win_rate=other(self.win_rate),
+            win_rate_interval=turned(self.win_rate_interval),
+            wins=self.losses,
+            losses=self.wins,
+            win_rate_ties_half=other(self.win_rate_ties_half),
+            win_rate_ties_half_interval=turned(self.win_rate_ties_half_interval),
+            length_controlled=controlled,
+            win_rate_seeds=None if self.win_rate_seeds is None else [other(rate) for rate in self.win_rate_seeds],
+        )
+
+    def published(self) -> dict:
+        """As JSON, with the keys of eval-results.json."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "judge"}
+        if self.win_rate_seeds is None:
+            del found["win_rate_seeds"], found["win_rate_std"]
+        return found | ({} if self.judge is None else asdict(self.judge))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one run, over the prompts (of all seeds)."""
+
+    mean: float
+    least: float
+    greatest: float
+    std: float | None  # sample deviation of the seeds' means; None for one seed
+
+
+@dataclass(frozen=True)
+class Average:
+    """One run against all others by one criterion."""
+
+    win_rate: float | None
+    interval: list[float] | None
+    seeds: list[float | None] | None = None  # of each seed, if there are several
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found."""
+
+    task: Task
+    runs: list[str]
+    metrics: dict[str, dict[str, Summary]]  # run -> metric -> numbers
+    pairs: dict[tuple[str, str], dict[str, Rates]]  # (a, b), both ways -> criterion -> a against b
+    averages: dict[str, dict[str, Average]]  # run -> criterion -> mean over the others
+    seeds: int
+
+    @property
+    def criteria(self) -> list[str]:
+        """The metrics, and the judge if there was one."""
+        return list(self.averages[self.runs[0]])
+
+    def each_pair(self) -> dict[str, dict[str, Rates]]:
+        """ "a / b" -> criterion -> rates, each pair once."""
+        return {f"{a} / {b}": self.pairs[a, b] for a, b in combinations(self.runs, 2)}
+
+    def published(self) -> dict:
+        """The content of eval-results.json: the published keys, and ours beside them."""
+        results = {}
+        for run in self.runs:
+            result: dict = {}
+            for metric, found in self.metrics[run].items():
+                numbers = {"Mean": found.mean, "Min": found.least, "Max": found.greatest}
+                numbers |= {} if self.seeds == 1 else {"Std": found.std}
+                result |= {f"{metric}-{name}": value for name, value in numbers.items()}
+            for other in self.runs:
+                against = {} if other == run else self.pairs[run, other]
+                result[other] = SELF if other == run else {name: rates.published() for name, rates in against.items()}
+            for criterion, mean in self.averages[run].items():
+                entries = {AVERAGE: mean.win_rate, f"{AVERAGE}-Interval": mean.interval}
+                entries |= {} if self.seeds == 1 else {f"{AVERAGE}-Seeds": mean.seeds, f"{AVERAGE}-Std": mean.std}
+                for key, value in entries.items():
+                    result.setdefault(key, {})[criterion] = value
+            results[run] = result
+        return results
+
+
 def compare(
     *seeds: list[Generations], task: Task, judgements: list[Judgements] | None = None, draws: int = DRAWS
-) -> dict:
-    """Compare every ordered pair of runs on every metric, and by the judge where there are `judgements`, one a seed.
+) -> Comparison:
+    """Compare every ordered pair of runs on every metric, and by the judge if there are `judgements`, one a seed.
 
     seeds: the runs of each seed, the same names on the same prompts. Equal answers to a prompt tie by every metric
     (`comparable_metrics`); means, minima and maxima are those of the values in the files.
 
-    Returns, under each run's name: `<metric>-Mean/-Min/-Max`; {criterion: rates} for every other run; "*" for itself;
-    "Avg.", the mean win rate against the others, and "Avg.-Interval". The rates of a pair:
-
-        win_rate, win_rate_interval                        W / (W + L)
-        win_rate_ties_half, win_rate_ties_half_interval    (W + T/2) / N
-        holistic_reward_inconsistent, wins, ties, losses, length_controlled
-        failures, identical, flip_rate, first_position_rate    of the judge
-
-    Rates are percentages, None where nothing decides; intervals hold 95% of `draws` resamples of the prompts (and
-    seeds), which all rates share. With several seeds rates are means over seeds, counts are sums, and
-    `<metric>-Std`, `win_rate_std` and "Avg.-Std" are the sample deviations of `win_rate_seeds` and "Avg.-Seeds".
+    Rates are percentages. Intervals hold 95% of `draws` resamples of the prompts (and seeds), which all rates share.
+    With several seeds rates are means over seeds, counts are sums, and deviations are the sample deviations of the
+    rates of the seeds.
     """
     runs = seeds[0]
     resamples = resample(len(runs[0].queries), len(seeds), draws)
-    pairs: dict[tuple[str, str], dict[str, dict]] = {}
+    pairs: dict[tuple[str, str], dict[str, Rates]] = {}
     drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for i, j in combinations(range(len(runs)), 2):
         names = (runs[i].name, runs[j].name)
@@ -393,28 +504,31 @@ def compare(
         lengths = [np.subtract(*of_seed[LENGTH]) for of_seed in values if LENGTH in of_seed]
         pairs[names], drawn[names] = _compare_pair(verdicts, np.stack(lengths) if lengths else None, resamples)
         if judged:
-            pairs[names][JUDGE] |= judge_rates([one for row in judged for one in row])
-        pairs[names[::-1]] = {criterion: _seen_from_b(rates) for criterion, rates in pairs[names].items()}
+            trust = judge_rates([one for row in judged for one in row])
+            pairs[names][JUDGE] = replace(pairs[names][JUDGE], judge=trust)
+        pairs[names[::-1]] = {criterion: rates.mirrored() for criterion, rates in pairs[names].items()}
         drawn[names[::-1]] = {criterion: 100 - values for criterion, values in drawn[names].items()}
 
-    results = {}
+    metrics, averages = {}, {}
     for index, run in enumerate(runs):
-        result: dict = {}
-        for metric in run.metrics:
-            values = [s[index].metrics[metric] for s in seeds]  # S x (N,)
-            result |= {f"{metric}-{name}": float(function(values)) for name, function in STATISTICS.items()}
-            if len(seeds) > 1:
-                result[f"{metric}-Std"] = deviation([float(np.mean(of_seed)) for of_seed in values])
+        metrics[run.name] = {metric: _summary([s[index].metrics[metric] for s in seeds]) for metric in run.metrics}
         others = [other.name for other in runs if other is not run]
-        result |= {other.name: SELF if other is run else pairs[run.name, other.name] for other in runs}
         criteria = [*run.metrics, *([JUDGE] if judgements and others else [])]
-        for criterion in criteria:
-            rates = [pairs[run.name, other][criterion] for other in others]
-            shares = [drawn[run.name, other][criterion] for other in others]
-            for key, value in _average_rates(rates, shares, len(seeds)).items():
-                result.setdefault(key, {})[criterion] = value
-        results[run.name] = result
-    return results
+        averages[run.name] = {
+            criterion: _average(
+                [pairs[run.name, other][criterion] for other in others],
+                [drawn[run.name, other][criterion] for other in others],
+                len(seeds),
+            )
+            for criterion in criteria
+        }
+    return Comparison(task, [run.name for run in runs], metrics, pairs, averages, len(seeds))
+
+
+def _summary(values: list[np.ndarray]) -> Summary:
+    """values: S x (N,)."""
+    std = deviation([float(np.mean(of_seed)) for of_seed in values]) if len(values) > 1 else None
+    return Summary(float(np.mean(values)), float(np.min(values)), float(np.max(values)), std)
 
 
 def _known(verdict: int | None) -> float:
@@ -423,7 +537,7 @@ def _known(verdict: int | None) -> float:
 
 def _compare_pair(
     verdicts: dict[str, np.ndarray], lengths: np.ndarray | None, resamples: Resamples
-) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Rates], dict[str, np.ndarray]]:
     """{criterion: (S, N) verdicts}, (S, N) length differences -> rates a criterion, and (D,) drawn win rates."""
     stacked = np.stack(list(verdicts.values()), axis=1)  # (S, C, N)
     drawn = resampled_shares(*win_terms(stacked), resamples)  # (D, C)
@@ -431,21 +545,22 @@ def _compare_pair(
     rates = {}
     for c, (criterion, values) in enumerate(verdicts.items()):
         of_seeds = [win_rate(of_seed) for of_seed in values]
-        rates[criterion] = {
-            "win_rate": average(of_seeds),
-            "win_rate_interval": share_interval(*win_terms(values), drawn[:, c]),
-            "holistic_reward_inconsistent": average(
+        several = len(values) > 1
+        rates[criterion] = Rates(
+            win_rate=average(of_seeds),
+            win_rate_interval=share_interval(*win_terms(values), drawn[:, c]),
+            holistic_reward_inconsistent=average(
                 [inconsistency(v, h) for v, h in zip(values, verdicts[HOLISTIC], strict=True)]
             ),
-            "wins": int(np.sum(values > 0)),
-            "ties": int(np.sum(values == 0)),
-            "losses": int(np.sum(values < 0)),
-            "win_rate_ties_half": average([share(*ties_half_terms(of_seed)) for of_seed in values]),
-            "win_rate_ties_half_interval": share_interval(*ties_half_terms(values), drawn_half[:, c]),
-            "length_controlled": _length_controlled(criterion, values, lengths, resamples),
-        }
-        if len(values) > 1:
-            rates[criterion] |= {"win_rate_seeds": of_seeds, "win_rate_std": deviation(of_seeds)}
+            wins=int(np.sum(values > 0)),
+            ties=int(np.sum(values == 0)),
+            losses=int(np.sum(values < 0)),
+            win_rate_ties_half=average([share(*ties_half_terms(of_seed)) for of_seed in values]),
+            win_rate_ties_half_interval=share_interval(*ties_half_terms(values), drawn_half[:, c]),
+            length_controlled=_length_controlled(criterion, values, lengths, resamples),
+            win_rate_seeds=of_seeds if several else None,
+            win_rate_std=deviation(of_seeds) if several else None,
+        )
     return rates, {criterion: drawn[:, c] for c, criterion in enumerate(verdicts)}
 
 
@@ -455,30 +570,9 @@ def _length_controlled(criterion: str, values: np.ndarray, lengths: np.ndarray |
     return length_controlled(values, lengths, resamples)
 
 
-def _seen_from_b(rates: dict) -> dict:
-    """A pair's rates with the two runs exchanged."""
-
-    def mirror(key: str, value):
-        if value is None or not key.startswith("win_rate") or key == "win_rate_std":
-            return value
-        if key.endswith("interval"):
-            return [100 - value[1], 100 - value[0]]
-        if isinstance(value, list):
-            return [None if one is None else 100 - one for one in value]
-        return 100 - value
-
-    mirrored = {key: mirror(key, value) for key, value in rates.items()}
-    mirrored |= {"wins": rates["losses"], "losses": rates["wins"]}
-    estimate = rates["length_controlled"]
-    if "win_rate" in estimate:
-        low, high = estimate["interval"]
-        mirrored["length_controlled"] = {"win_rate": 100 - estimate["win_rate"], "interval": [100 - high, 100 - low]}
-    return mirrored
-
-
-def _average_rates(rates: list[dict], drawn: list[np.ndarray], seeds: int) -> dict:
-    """The "Avg." entries of one criterion, from the pairs against the other runs and their (D,) drawn win rates."""
-    bounds = [pair["win_rate_interval"] for pair in rates if pair["win_rate_interval"] is not None]
+def _average(rates: list[Rates], drawn: list[np.ndarray], seeds: int) -> Average:
+    """The mean of one criterion over the pairs against the other runs, and their (D,) drawn win rates."""
+    bounds = [pair.win_rate_interval for pair in rates if pair.win_rate_interval is not None]
     spread = None
     if bounds:
         stacked = np.stack(drawn)
@@ -488,33 +582,29 @@ def _average_rates(rates: list[dict], drawn: list[np.ndarray], seeds: int) -> di
         )
         if spread[0] == spread[1]:  # every pair is one-sided: see share_interval
             spread = [float(bound) for bound in np.mean(bounds, axis=0)]
-    entries = {AVERAGE: average([pair["win_rate"] for pair in rates]), f"{AVERAGE}-Interval": spread}
-    if seeds > 1:
-        of_seeds = [average([pair["win_rate_seeds"][seed] for pair in rates]) for seed in range(seeds)]
-        entries |= {f"{AVERAGE}-Seeds": of_seeds, f"{AVERAGE}-Std": deviation(of_seeds)}
-    return entries
+    rate = average([pair.win_rate for pair in rates])
+    if seeds == 1:
+        return Average(rate, spread)
+    of_seeds = [average([pair.win_rate_seeds[seed] for pair in rates]) for seed in range(seeds)]
+    return Average(rate, spread, of_seeds, deviation(of_seeds))
 
 
-def judge_rates(judgements: list[Judgement]) -> dict:
-    """How far a judge can be trusted. Identical answers were not sent to it and count in `identical` alone.
-
-    flip_rate: percent of the prompts judged in both orders on which the order changed the verdict (they are ties).
-    first_position_rate: percent of its answers that prefer the answer shown first; 50 is no bias.
-    """
+def judge_rates(judgements: list[Judgement]) -> JudgeRates:
+    """From the judgements of one pair of runs. Identical answers count in `identical` alone."""
     asked = [one for one in judgements if not one.identical]
     both = [one for one in asked if one.verdict is not None]
     first = [one.a_first == 1 for one in asked if one.a_first is not None]
     first += [one.b_first == -1 for one in asked if one.b_first is not None]
-    return {
-        "failures": len(asked) - len(both),
-        "identical": len(judgements) - len(asked),
-        "flip_rate": share(np.array([one.flipped for one in both]), np.ones(len(both))),
-        "first_position_rate": share(np.array(first), np.ones(len(first))),
-    }
+    return JudgeRates(
+        failures=len(asked) - len(both),
+        identical=len(judgements) - len(asked),
+        flip_rate=share(np.array([one.flipped for one in both]), np.ones(len(both))),
+        first_position_rate=share(np.array(first), np.ones(len(first))),
+    )
 
 
 def is_results_file(path: Path) -> bool:
-    """Whether `path` holds what `compare` returns, so that a later comparison may replace it."""
+    """Whether `path` holds what `Comparison.published` gives, so that a later comparison may replace it."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

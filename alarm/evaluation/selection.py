@@ -34,13 +34,13 @@ def select_aspect(greedy: Generations, sampled: Generations, task: Task, draws: 
 
         metrics          {metric: inconsistency, inconsistency_interval, inconsistency_without_ties, decided_share,
                          win_rate (of greedy), win_rate_interval, length_correlation, eligible, why_not}
-        correlations     {metric: {metric: Spearman's rho over all 2N answers, None where one is constant}}
-        recommended      the eligible metric of least inconsistency, None where none will do; reason: one line
+        correlations     {metric: {metric: Spearman's rho over all 2N answers, None if one is constant}}
+        recommended      the eligible metric of least inconsistency, None if none will do; reason: one line
         least_share      {eligible metric: percent of the draws in which it is the least}; separable: that of the
                          recommended one is at least 95
         prompts, decided (with a holistic winner), draws, flags (of train_ppo.py), paper (the paper's inconsistency)
 
-    Raises UserError where the holistic reward prefers neither answer on any prompt.
+    Raises UserError if the holistic reward prefers neither answer on any prompt.
     """
     prompts = len(greedy.queries)
     values = comparable_metrics([greedy, sampled])
@@ -160,7 +160,7 @@ def _recommend(selection: dict, task: Task) -> dict:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's rank correlation, ties ranked by their mean; None where one of the two is constant. (N,), (N,)."""
+    """Spearman's rank correlation, ties ranked by their mean; None if one of the two is constant. (N,), (N,)."""
     ranks = [_ranks(values) for values in (a, b)]
     if min(np.ptp(of) for of in ranks) == 0:
         return None

@@ -1,4 +1,4 @@
-"""Supervised training through transformers' Trainer: what train_sft.py, train_rm.py and train_holistic share.
+"""Supervised training through transformers' Trainer: what the training of policies and of reward models shares.
 
 One run: a loss per epoch on the training and the evaluation data, one epoch kept, the model folder written whole.
 """
@@ -6,6 +6,8 @@ One run: a loss per epoch on the training and the evaluation data, one epoch kep
 from __future__ import annotations
 
 import argparse
+import math
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -17,13 +19,13 @@ from trl.config import TRACKERS
 
 from ..common.errors import UserError
 from ..common.files import check_writable, write_json
-from ..common.flags import check_model_name, parser, positive_float, positive_int, seed_value
+from ..common.flags import check_model_name, half_share, parser, positive_float, positive_int, seed_value
 from ..common.launch import check_launch, process_state
 from ..common.texts import Example, question_key, shared_questions, without_shared
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
@@ -45,6 +47,17 @@ def training_parser(description: str, **defaults) -> argparse.ArgumentParser:
         help="tracker of the training curves (trackio needs a pip install of its own)",
     )
     return flags
+
+
+def add_selection_flag(flags: argparse.ArgumentParser) -> None:
+    """Add --selection_share (see `set_aside`)."""
+    flags.add_argument(
+        "--selection_share",
+        type=half_share,
+        default=0.1,
+        help="share of the training questions that only choose the epoch to keep, so that the dev file stays unseen "
+        "until it is measured; 0: train on all and keep the last epoch",
+    )
 
 
 def check_save_dir(path: str | Path) -> None:
@@ -85,6 +98,32 @@ def warn_of_shared(train: Iterable[str], dev: Iterable[str]) -> None:
             f"warning: {count} of the {len(dev)} dev prompts are training prompts too; they stay in training, "
             "so dev results are a little too good"
         )
+
+
+def set_aside(items: list[dict], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """-> items to train on, and items that choose the epoch: all those of `args.selection_share` of the questions.
+
+    With one epoch or one question there is nothing to choose, and none are set aside.
+    """
+    questions = list(dict.fromkeys(question_key(item["question"]) for item in items))
+    steps_an_epoch = math.ceil(len(items) / (args.batch_size * process_state().num_processes))
+    epochs = args.max_steps / steps_an_epoch if args.max_steps else args.num_epochs
+    if not args.selection_share or epochs <= 1 or len(questions) < 2:
+        return items, []
+    count = max(1, round(args.selection_share * len(questions)))
+    chosen = set(random.Random(args.seed).sample(questions, count))
+    process_state().print(f"{count} of the {len(questions)} training questions choose the epoch")
+    sides: tuple[list[dict], list[dict]] = ([], [])
+    for item in items:
+        sides[question_key(item["question"]) in chosen].append(item)
+    return sides
+
+
+def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> int:
+    """--max_length, or what the model takes if that is less."""
+    from ..models.load import position_limit
+
+    return min(args.max_length, position_limit(config, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -145,14 +184,12 @@ def fit(
     """Train `model` in place and write `args.save_dir` whole, with the epoch of least loss on `evaluation`.
 
     Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` gives
-    what each item adds. A training step takes the mean over the batches of all processes; the losses shown, by which
-    the epoch is chosen, are means over the whole data, whatever the batches. keep_last: write the last epoch, whatever
-    its loss. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
+    what each item adds. A training step takes the mean over the batches of all processes. The losses shown are means
+    over the whole data, so they do not depend on the batches; they choose the epoch. keep_last: write the last epoch
+    instead. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
     `args.save_dir` (main process only); what it returns is written to metrics.json beside the epochs and given back.
     Raises UserError for a loss that is not finite.
     """
-    import math
-
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..common.errors import UserError, report_user_errors
 from ..common.flags import positive_int
 from ..common.launch import process_state
-from ..tasks.qa.feedback import Feedback, Pair, load_feedback, load_pairs, preference_pairs
-from .fit import check_training, leave_out_shared, training_parser
-from .reward_models import add_selection_flag
+from ..tasks.preferences import Pair, load_preferences
+from ..tasks.qa.feedback import Feedback, load_feedback, preference_pairs
+from .fit import add_selection_flag, check_training, leave_out_shared, length_limit, training_parser
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,15 +25,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for split, use in (("train", "trained on"), ("dev", "held out, on which the trained model is measured")):
         add(f"--{split}_file", required=True, help=f"{use}: {pairs}")
         add(f"--{split}_feedback_file", help="six preferences between four answers per question of the file above")
-    add("--max_length", type=positive_int, default=1230, help="tokens of an input; the prompt loses what is too much")
+    add("--max_length", type=positive_int, default=1230, help="tokens of an input; if it is longer, the prompt is cut")
     add_selection_flag(flags)
     return flags.parse_args(argv)
 
 
 def load_split(path: str, feedback_path: str | None) -> tuple[list[Pair], list[Feedback]]:
-    """The pairs of a split, and its feedback rows where it has some."""
+    """The pairs of a split, and its feedback rows if it has some."""
     rows = load_feedback(path, feedback_path) if feedback_path else []
-    pairs = [pair for row in rows for pair in preference_pairs(row)] if feedback_path else load_pairs(path)
+    pairs = [pair for row in rows for pair in preference_pairs(row)] if feedback_path else load_preferences(path)
     if not pairs:
         raise UserError(f"{feedback_path} holds ties only; give feedback with preferences")
     return pairs, rows
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     train_preferences(train, dev, dev_rows, args)
 
 
-def check_classifier(config: PretrainedConfig, name: str) -> bool:
-    """Whether the model takes the UltraRM layout: a Llama that is no sequence classifier yet.
+def takes_ultrarm_layout(config: PretrainedConfig, name: str) -> bool:
+    """Whether the model gets the UltraRM layout: a Llama that is no sequence classifier yet.
 
     Raises UserError for what can carry neither that layout nor a classification head.
     """
@@ -67,19 +67,20 @@ def check_classifier(config: PretrainedConfig, name: str) -> bool:
     return False
 
 
-def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: argparse.Namespace) -> dict:
+def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list[Feedback], args: argparse.Namespace) -> dict:
     """Train from a Llama (UltraRM layout) or any sequence classifier; write `args.save_dir`, return the metrics."""
     from transformers import AutoModelForSequenceClassification, set_seed
 
     from ..models.holistic import HolisticModel, LlamaRewardModel
     from ..models.load import load_config, load_start, load_tokenizer
-    from .metrics import calibration, draw_calibration, format_calibration, format_metrics, pair_metrics, verdict
-    from .reward_models import encode_pairs, encode_training_pairs, fit_pairs, length_limit, measure_preferences
+    from .metrics import format_metrics, pair_metrics, verdict
+    from .pairs import encode_pairs, encode_training_pairs, fit_pairs, measure_preferences
+    from .reliability import draw_reliability, format_reliability, reliability
 
     set_seed(args.seed)
     show = process_state().print
     config = load_config(args.model_path, "the model")
-    ultra = check_classifier(config, args.model_path)
+    ultra = takes_ultrarm_layout(config, args.model_path)
     tokenizer = load_tokenizer(args.model_path, "the model")
     if ultra:
         model = load_start(LlamaRewardModel, args.model_path, new_head=True)
@@ -100,14 +101,16 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
     items, dev_items = encode_training_pairs(encode, train, limit), encode_pairs(encode, dev)
     show(f"train and dev: {len(items)} and {len(dev)} pairs; {reader.truncated} inputs with a prompt cut to fit")
 
+    answers = [(row.prompt, answer) for row in dev_rows for answer in row.answers]
+
     def finish(model: nn.Module, folder: Path) -> dict:
-        found = measure_preferences(model, reader.pad_id, score, encode, dev, dev_rows, args.batch_size)
+        found = measure_preferences(model, reader.pad_id, score, encode, dev, answers, args.batch_size)
         metrics = pair_metrics(dev, found.chosen, found.rejected)
-        curve = calibration(dev, found.chosen, found.rejected)
+        curve = reliability(dev, found.chosen, found.rejected)
         if process_state().is_main_process:
-            draw_calibration(curve, "holistic reward model", folder / "calibration.png")
+            draw_reliability(curve, "holistic reward model", folder / "calibration.png")
         show(f"dev answers: --ultra_mean {found.mean:.6g} --ultra_std {found.deviation:.6g}")
-        show(format_calibration(curve))
+        show(format_reliability(curve))
         show(format_metrics("holistic", metrics, f"preferences on {args.dev_file}"))
         return {
             "dev": metrics,
@@ -118,7 +121,3 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list, args: 
         }
 
     return fit_pairs(model, tokenizer, items, dev_items, score, args, finish)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from ..common.bootstrap import DRAWS, interval, resample
 from ..common.errors import UserError
 from ..common.texts import one_spelling
-from ..tasks.qa.feedback import Pair
-
-_BLOCK = 4_000_000  # weights in memory at a time
+from ..tasks.preferences import Pair
 
 Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -31,17 +28,17 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 
 
-def weighted_f1(said: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """2 tp / (2 tp + fp + fn), 0 where nothing is said and nothing true.
+def weighted_f1(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """2 tp / (2 tp + fp + fn), 0 if nothing is predicted and nothing is true.
 
-    said, true (N,) bool, weights (D, N) -> (D,).
+    predicted, true (N,) bool, weights (D, N) -> (D,).
     """
-    hits, total = weights @ (said & true), weights @ said + weights @ true
+    hits, total = weights @ (predicted & true), weights @ predicted + weights @ true
     return np.divide(2 * hits, total, out=np.zeros(len(weights)), where=total > 0)
 
 
 def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """P(score of a positive > score of a negative), ties counting half; NaN where a class is absent.
+    """P(score of a positive > score of a negative), ties counting half; NaN if a class is absent.
 
     scores (N,), positive (N,) bool, weights (D, N) -> (D,).
     """
@@ -55,18 +52,21 @@ def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     return np.divide(wins, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
-def with_intervals(statistics: Statistics, questions: list[str], draws: int = DRAWS) -> dict[str, dict]:
+def with_intervals(
+    statistics: Statistics, questions: list[str], draws: int = DRAWS, in_memory: int = 4_000_000
+) -> dict[str, dict]:
     """Each statistic with its 95% interval from a bootstrap over questions.
 
-    questions: of each of the N examples. -> {name: {"value", "interval": [low, high]}}, None where a statistic is
-    undefined, and for the interval where there is but one question.
+    questions: of each of the N examples; in_memory: weights at a time, which changes no number.
+    -> {name: {"value", "interval": [low, high]}}. A statistic that is undefined is None; with one question, so is every
+    interval.
     """
     names, member = np.unique(questions, return_inverse=True)
     found = {name: values[0] for name, values in statistics(np.ones((1, len(member)))).items()}
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in found}
     if len(names) > 1:
         counts = resample(len(names), draws=draws).prompts  # (D, questions)
-        block = max(1, _BLOCK // len(member))
+        block = max(1, in_memory // len(member))
         for start in range(0, draws, block):
             for name, values in statistics(counts[start : start + block, member].astype(float)).items():
                 drawn[name].append(values)
@@ -83,24 +83,24 @@ def with_intervals(statistics: Statistics, questions: list[str], draws: int = DR
 
 
 def classification_metrics(margins: list[float], is_error: list[bool], questions: list[str]) -> dict:
-    """Metrics of one error class against `no error`. A margin above 0 says error.
+    """Metrics of one error class against `no error`. A margin above 0 predicts an error.
 
-    The baseline says for every unit what is most frequent among these very units, which is more than it could know.
+    The baseline predicts the majority class of the dev set itself, which slightly favours it.
     """
     questions = one_spelling(questions)
-    scores, true = _finite(margins), np.array(is_error, dtype=bool)
-    said = scores > 0
+    scores, true = finite(margins), np.array(is_error, dtype=bool)
+    predicted = scores > 0
     usual = bool(2 * true.sum() > len(true))
 
     def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
-        accuracy, baseline = weighted_mean(said == true, weights), weighted_mean(true == usual, weights)
+        accuracy, baseline = weighted_mean(predicted == true, weights), weighted_mean(true == usual, weights)
         return {
             "error_share": weighted_mean(true, weights),
             "accuracy": accuracy,
             "baseline_accuracy": baseline,
             "accuracy_gain": accuracy - baseline,
-            "f1_error": weighted_f1(said, true, weights),
-            "f1_no_error": weighted_f1(~said, ~true, weights),
+            "f1_error": weighted_f1(predicted, true, weights),
+            "f1_no_error": weighted_f1(~predicted, ~true, weights),
             "auroc": weighted_auroc(scores, true, weights),
         }
 
@@ -118,8 +118,8 @@ def classification_metrics(margins: list[float], is_error: list[bool], questions
     }
 
 
-def _finite(scores: list[float]) -> np.ndarray:
-    """(N,) float64. UserError if one is not finite: NaN > 0 would count as a decision."""
+def finite(scores: list[float]) -> np.ndarray:
+    """The scores as (N,) float64. UserError if one is not finite: NaN > 0 would count as a decision."""
     array = np.array(scores, dtype=float)
     if bad := int((~np.isfinite(array)).sum()):
         raise UserError(f"{bad} of {len(array)} scores on the dev file are not finite; train with a lower --lr")
@@ -140,17 +140,17 @@ def _flat(found: dict[str, dict]) -> dict:
 def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) -> dict:
     """Pairwise accuracy (a tie counts half), Bradley-Terry log loss (by chance log 2), Brier score; per kind too.
 
-    Baselines: chance, and length: the longer answer is better, or the shorter where these very pairs say so.
-    `score_gap`: mean of |chosen - rejected|, near 0 for a model that orders answers without telling them apart.
+    Baselines: chance, and length: the longer answer is better, or the shorter if that wins more of these very pairs.
+    `score_gap`: mean of |chosen - rejected|, near 0 for a model that hardly tells answers apart.
     """
-    margins = _finite(chosen) - _finite(rejected)
+    margins = finite(chosen) - finite(rejected)
     asked = one_spelling(pair.question for pair in pairs)
     longer = np.array([len(pair.chosen.split()) - len(pair.rejected.split()) for pair in pairs], dtype=float)
 
     def measure(index: np.ndarray) -> dict:
-        right, by_length = _wins(margins[index]), _wins(longer[index])
+        right, by_length = win_shares(margins[index]), win_shares(longer[index])
         rule = by_length if by_length.mean() >= 0.5 else 1 - by_length
-        log_loss, brier = np.logaddexp(0, -margins[index]), _sigmoid(-margins[index]) ** 2
+        log_loss, brier = np.logaddexp(0, -margins[index]), sigmoid(-margins[index]) ** 2
 
         def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
             accuracy = weighted_mean(right, weights)
@@ -188,11 +188,13 @@ def pair_metrics(pairs: list[Pair], chosen: list[float], rejected: list[float]) 
     return metrics
 
 
-def _wins(margins: np.ndarray) -> np.ndarray:
+def win_shares(margins: np.ndarray) -> np.ndarray:
+    """1 for a margin above 0, 0.5 for a tie, 0 below."""
     return (np.sign(margins) + 1) / 2
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
     return np.exp(-np.logaddexp(0, -x))
 
 
@@ -200,7 +202,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def comparison(gain: dict) -> dict:
-    """{"gain", "interval", "beats": whether the whole interval lies above 0}; all None where it cannot be told."""
+    """{"gain", "interval", "beats": whether the whole interval lies above 0}; all None if it cannot be told."""
     beats = None if gain["interval"] is None else gain["interval"][0] > 0
     return {"gain": gain["value"], "interval": gain["interval"], "beats": beats}
 
@@ -219,17 +221,17 @@ def verdict(name: str, comparisons: dict[str, dict]) -> list[str]:
     if len(beaten) == len(comparisons):
         return [*lines, f"{name}: beats its baselines"]
     rest = [what for what in comparisons if what not in beaten]
-    said = f"beats its baseline in {', '.join(beaten)}, but not in" if beaten else "does not beat its baseline in"
-    return [*lines, f"{name}: {said} {', '.join(rest)}"]
+    result = f"beats its baseline in {', '.join(beaten)}, but not in" if beaten else "does not beat its baseline in"
+    return [*lines, f"{name}: {result} {', '.join(rest)}"]
 
 
 def flat_scores(metrics: dict) -> str | None:
-    """A warning where the scores of a pair all but coincide, so that their order says more than they do."""
-    if metrics["score_gap"] >= 0.02:  # a probability within half a percent of a coin's
+    """A warning if the two scores of a pair are nearly equal, so that only their order is learnt."""
+    if metrics["score_gap"] >= 0.02:  # the probability is within half a percent of 50%
         return None
     return (
-        f"warning: the two scores of a pair differ by {metrics['score_gap']:.2g} on average: the model has hardly "
-        "learnt to tell answers apart, whatever their order; train longer or with another --lr"
+        f"warning: the two scores of a pair differ by {metrics['score_gap']:.2g} on average; the model has hardly "
+        "learnt to tell answers apart; train longer or with another --lr"
     )
 
 
@@ -258,98 +260,3 @@ def format_metrics(name: str, metrics: dict, title: str) -> str:
         lines.append(f"  {kind}")
         add(values, "    ")
     return "\n".join([*lines, *([warning] if warning else []), *verdict(name, metrics["comparisons"])])
-
-
-# --- calibration -----------------------------------------------------------------------------------------------------
-
-
-def calibration(pairs: list[Pair], chosen: list[float], rejected: list[float], bins: int = 10) -> dict:
-    """Does the model win as often as it says? Bins of equal count over what it gives the answer that it prefers.
-
-    A pair has no first answer, so the curve does not ask for P(chosen > rejected), of which the label is always 1: it
-    is read from the side of the answer that the model scores higher. `predicted`: mean of sigmoid(|chosen - rejected|)
-    in a bin, 0.5 to 1. `observed`: the share of its pairs in which that answer is the chosen one (a half for equal
-    scores), with an interval over questions. Counting each pair in both directions would add the mirror image.
-
-    `expected_error`: mean of |predicted - observed|, weighted by pairs. `chance_error`: its mean over draws of a model
-    that is calibrated perfectly and makes these predictions on independent pairs. Fewer bins where fewer than 50
-    pairs would share one.
-    """
-    margins = _finite(chosen) - _finite(rejected)
-    predicted, hits = _sigmoid(np.abs(margins)), _wins(margins)
-    asked = one_spelling(pair.question for pair in pairs)
-    parts = np.array_split(np.argsort(predicted, kind="stable"), max(1, min(bins, len(pairs) // 50)))
-    table = []
-    for part in parts:
-        share = with_intervals(
-            lambda weights, hit=hits[part]: {"observed": weighted_mean(hit, weights)},
-            [asked[i] for i in part],
-        )["observed"]
-        table.append(
-            {
-                "pairs": len(part),
-                "predicted": float(predicted[part].mean()),
-                "observed": share["value"],
-                "interval": share["interval"],
-            }
-        )
-
-    def error(wins: np.ndarray) -> np.ndarray:
-        gaps = [np.abs(wins[:, part].sum(axis=1) - predicted[part].sum()) for part in parts]
-        return np.sum(gaps, axis=0) / len(predicted)
-
-    drawn = np.random.default_rng(0).random((500, len(predicted))) < predicted
-    return {"bins": table, "expected_error": float(error(hits[None])[0]), "chance_error": float(error(drawn).mean())}
-
-
-def format_calibration(found: dict) -> str:
-    lines = ["calibration: of the answer that the model prefers", "   pairs   predicted   observed   95% interval"]
-    for row in found["bins"]:
-        between = "   {:.3f} .. {:.3f}".format(*row["interval"]) if row["interval"] else ""
-        lines.append(f"{row['pairs']:>8}{row['predicted']:>12.3f}{row['observed']:>11.3f}{between}")
-    return "\n".join(
-        [
-            *lines,
-            f"expected calibration error {found['expected_error']:.3f} "
-            f"({found['chance_error']:.3f} by chance for a model that is calibrated perfectly)",
-        ]
-    )
-
-
-def draw_calibration(found: dict, title: str, path: str | Path) -> None:
-    """Write the calibration curve as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    x = np.array([row["predicted"] for row in found["bins"]])
-    y = np.array([row["observed"] for row in found["bins"]])
-    spans = np.array([row["interval"] or [row["observed"]] * 2 for row in found["bins"]])
-    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.axhline(0.5, color="0.75", linewidth=1, linestyle=":", zorder=0)
-    axes.plot([0.5, 1], [0.5, 1], color="0.45", linestyle="--", linewidth=1, label="calibrated perfectly")
-    axes.errorbar(
-        x,
-        y,
-        yerr=np.clip([y - spans[:, 0], spans[:, 1] - y], 0, None),
-        fmt="o",
-        color="black",
-        markersize=6,
-        elinewidth=1,
-        capsize=3,
-        label="this model, 95% intervals over questions",
-    )
-    right = max(0.75, min(1.0, x.max() + 0.05))
-    axes.set_xlim(0.49, right + 0.01)
-    axes.set_ylim(max(-0.02, min(0.38, spans.min() - 0.03)), min(1.02, max(right, spans.max()) + 0.03))
-    axes.set_xlabel("probability of being the better one, given to the preferred answer")
-    axes.set_ylabel("share of pairs in which people agree")
-    axes.set_title(
-        f"{title}: {sum(row['pairs'] for row in found['bins'])} pairs in bins of equal count\n"
-        f"expected calibration error {found['expected_error']:.3f} "
-        f"(by chance alone {found['chance_error']:.3f})",
-        fontsize=10,
-    )
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=150)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..api import Task
 from ..common.errors import UserError
+from ..common.files import is_text
 from ..common.flags import add_flag, add_policy_flags, positive_int
 from ..common.languages import FLAGS, set_languages
 from ..common.launch import process_state
@@ -29,7 +30,7 @@ class Encoded:
     cut_targets: int
 
 
-def encode_pairs(
+def encode_separate(
     tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], max_prompt: int, max_target: int
 ) -> Encoded:
     """Tokenise pairs for an encoder-decoder; what is too long loses its end, but keeps EOS."""
@@ -53,6 +54,11 @@ def encode_joined(
 
     The prompt is encoded as in training (`common.prompts`). A target that is too long loses its end, but keeps EOS.
     """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, with which an answer ends; "
+            "set its eos_token"
+        )
     prompts, _, cut_prompts = encode_texts(tokenizer, [prompt for prompt, _ in pairs], max_prompt, chat)
     targets = tokenizer([target for _, target in pairs], add_special_tokens=False, verbose=False)["input_ids"]
     cut_targets = sum(len(ids) >= max_target for ids in targets)
@@ -61,6 +67,22 @@ def encode_joined(
         learnt = [*target[: max_target - 1], tokenizer.eos_token_id]
         items.append({"input_ids": prompt + learnt, "labels": [-100] * len(prompt) + learnt})
     return Encoded(items, cut_prompts, cut_targets)
+
+
+def collate_joined(items: list[dict]) -> dict[str, Tensor]:
+    """Items of `encode_joined` -> one batch (B, T), padded on the right: the positions are those of generation."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    def pad(rows: list[list[int]], value: int) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+    ids = [item["input_ids"] for item in items]
+    return {
+        "input_ids": pad(ids, 0),  # masked: any id will do
+        "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        "labels": pad([item["labels"] for item in items], -100),
+    }
 
 
 def target_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
@@ -115,7 +137,7 @@ def run_sft(task: Task, args: argparse.Namespace) -> None:
     if args.model_path is None:
         raise UserError("--model_path is not given; name the folder or the hub name of the model to start from")
     check_training(args)
-    pairs = {split: load_pairs(task, split, args) for split in ("train", "dev")}
+    pairs = {split: load_demonstrations(task, split, args) for split in ("train", "dev")}
     train, dev = pairs["train"], pairs["dev"]
     if task.repeats:
         warn_of_shared([prompt for prompt, _ in train], [prompt for prompt, _ in dev])
@@ -124,7 +146,7 @@ def run_sft(task: Task, args: argparse.Namespace) -> None:
     train_policy(train, dev, args)
 
 
-def load_pairs(task: Task, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
+def load_demonstrations(task: Task, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
     """(prompt, answer) for each answer of each row of a split. UserError names the file and the row that has none."""
     path = getattr(args, f"{split}_file")
     if task.splits is not None:
@@ -135,15 +157,34 @@ def load_pairs(task: Task, split: str, args: argparse.Namespace) -> list[tuple[s
         rows = (task.load_answered or task.load)(path)
     pairs = []
     for number, row in enumerate(rows, start=1):
-        try:
-            answers = task.answer(row)
-        except Exception as error:  # of the task's own function
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path or split}, row {number}: {reason}; fix the row or the task's `answer`") from error
-        pairs += [(task.prompt(row), answer) for answer in ([answers] if isinstance(answers, str) else answers)]
+        where = f"{path or f'the {split} rows'}, row {number}"
+        prompt, answers = _call(task, "prompt", row, where), _call(task, "answer", row, where)
+        for answer in answers if isinstance(answers, list | tuple) else [answers]:
+            _check_text(prompt, "prompt", where)
+            _check_text(answer, "answer", where)
+            pairs.append((prompt, answer))
     if not pairs:
         raise UserError(f"{path or split} holds no reference answer; every row needs at least one")
     return pairs
+
+
+def _call(task: Task, part: str, row: dict, where: str) -> object:
+    """What `task.prompt` or `task.answer` gives for a row. UserError, which names the row, if it raises."""
+    try:
+        return getattr(task, part)(row)
+    except Exception as error:  # of the task's own function
+        reason = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: {reason}; fix the row or the task's `{part}`") from error
+
+
+def _check_text(text: object, part: str, where: str) -> None:
+    """Raise UserError, which names the row, for what is no text that can be learnt."""
+    if not isinstance(text, str):
+        raise UserError(f"{where}: the {part} is {type(text).__name__}; expected text")
+    if not is_text(text):
+        raise UserError(f"{where}: the {part} holds half a surrogate pair, which is no character; fix the row")
+    if part == "answer" and not text.strip():
+        raise UserError(f"{where}: the answer is empty; fill it in or remove the row")
 
 
 def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args: argparse.Namespace) -> dict:
@@ -153,7 +194,6 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
     model.
     """
     from transformers import (
-        AutoConfig,
         AutoModelForCausalLM,
         AutoModelForSeq2SeqLM,
         AutoTokenizer,
@@ -163,7 +203,7 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
 
     from trl.generation import describe_unused, keep_special_tokens
 
-    from ..models.load import load_start, reported
+    from ..models.load import has_encoder, load_config, load_start, reported
 
     set_seed(args.seed)
     with reported("the tokenizer of the model", args.model_path):
@@ -172,8 +212,7 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
         prefix = set_languages(tokenizer, args.source_language, args.target_language)
     except UserError as error:
         raise UserError(f"{args.model_path}: {error}") from None
-    with reported("the model", args.model_path):
-        both = AutoConfig.from_pretrained(args.model_path).is_encoder_decoder
+    both = has_encoder(load_config(args.model_path, "the model"), f"the model {args.model_path}")
     chat = uses_chat(tokenizer, not both, args.chat_template)
     model = load_start(AutoModelForSeq2SeqLM if both else AutoModelForCausalLM, args.model_path)
     if unused := describe_unused(model):
@@ -181,14 +220,12 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
     if chat:
         process_state().print(f"prompts go through the chat template of {args.model_path}")
     keep_special_tokens(model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, and its labels do not count
 
     limits = (args.max_input_len, args.max_generated_len)
     encoded = {}
     for name, pairs in (("train", train), ("dev", dev)):
         if both:  # labels hold the target language too, which is no token of the answer
-            one = encode_pairs(tokenizer, pairs, limits[0], limits[1] + len(prefix))
+            one = encode_separate(tokenizer, pairs, limits[0], limits[1] + len(prefix))
         else:
             one = encode_joined(tokenizer, pairs, *limits, chat)
         encoded[name] = one
@@ -201,7 +238,7 @@ def train_policy(train: list[tuple[str, str]], dev: list[tuple[str, str]], args:
         tokenizer,
         encoded["train"].items,
         encoded["dev"].items,
-        DataCollatorForSeq2Seq(tokenizer, model=model if both else None),
+        DataCollatorForSeq2Seq(tokenizer, model=model) if both else collate_joined,
         args,
         target_loss if both else joined_loss,
         # how the policy is to be asked

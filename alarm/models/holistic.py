@@ -120,7 +120,7 @@ class HolisticModel:
         """Raw scores of answers, in the order given. -> (N,) float32 on the CPU.
 
         An input reads "Human: {prompt}\\nAssistant: {answer}" and has at most `max_length` tokens, special ones
-        included: where it is longer the prompt loses its tail, and the answer only what exceeds the limit by itself.
+        included: if it is longer the prompt loses its tail, and the answer only what exceeds the limit by itself.
         Equal inputs go through the model once, so that their scores are equal; `truncated` counts each of them.
         """
         rows, places = distinct(map(tuple, self.encode(prompts, answers, max_length)))

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
 
 from trl.weights import WeightsError, load_whole, some_names
@@ -51,10 +55,26 @@ def reported(role: str, path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def load_config(path: str | Path, role: str):
-    """The configuration beside a checkpoint. UserError where there is none."""
+def load_config(path: str | Path, role: str) -> PretrainedConfig:
+    """The configuration beside a checkpoint. UserError if there is none."""
     with reported(role, path):
         return AutoConfig.from_pretrained(str(path))
+
+
+def has_encoder(config: PretrainedConfig, role: str) -> bool:
+    """Whether a language model reads prompts by an encoder (T5), or in the sequence that it writes (Llama).
+
+    Raises UserError, in which `role` names the model, for one that writes no text.
+    """
+    kind = type(config)
+    if config.is_encoder_decoder or kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config.is_encoder_decoder
+    if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return True  # the encoder alone was saved: loading names the weights that are missing
+    raise UserError(
+        f"{role} is a {config.model_type}, which writes no text; give an encoder-decoder such as T5, "
+        "or a decoder-only language model such as Llama"
+    )
 
 
 def load_model(
@@ -87,7 +107,7 @@ def load_start(model_class, path: str | Path, new_head: bool = False, **kwargs) 
 
 
 def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a checkpoint. UserError where there is none, or only a slow one (no character offsets)."""
+    """The tokenizer beside a checkpoint. UserError if there is none, or only a slow one (no character offsets)."""
     with reported(f"the tokenizer of {role}", path):
         tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
     if not tokenizer.is_fast:

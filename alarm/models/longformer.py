@@ -2,7 +2,7 @@
 
 transformers pads every input to a multiple of the window and reads the window off the diagonals of chunks. Here the
 encoder runs over the real tokens alone, packed into one row, and every block of queries reads the keys that its windows
-reach in one `scaled_dot_product_attention`. A position is a key of a query of the same text where it lies at most half
+reach in one `scaled_dot_product_attention`. A position is a key of a query of the same text if it lies at most half
 a window away or has global attention; a global position reads its whole text with projections of its own.
 """
 
@@ -76,7 +76,7 @@ class Packing:
         return (flat if self.kept is None else flat[self.kept])[None]
 
     def unpack(self, packed: Tensor, shape: torch.Size) -> Tensor:
-        """(1, N, H) -> (*shape, H), zero where nothing was kept."""
+        """(1, N, H) -> (*shape, H), zero at positions that were not kept."""
         if self.kept is None:
             return packed.view(*shape, -1)
         return packed.new_zeros(shape.numel(), packed.shape[-1]).index_copy(0, self.kept, packed[0]).view(*shape, -1)

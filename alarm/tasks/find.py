@@ -31,12 +31,15 @@ def find_task(name: str) -> Task:
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickle look a class's module up there
+    sys.path.insert(0, str(path.resolve().parent))  # it may import its neighbours
     try:
         spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:
         raise UserError(f"{path} cannot be imported ({type(error).__name__}: {error}); fix it") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         found = "no TASK" if task is None else f"a TASK that is {type(task).__name__}"

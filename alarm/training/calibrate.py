@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..api import Settings, Task
 from ..common.errors import UserError, report_user_errors
-from ..common.files import check_writable, write_json
+from ..common.files import check_new_file, write_json
 from ..common.flags import add_policy_flags, check_model_name, parser, positive_int, seed_value
 from ..common.identity import hash_file, model_identity
 from ..tasks.find import add_task_flag, task_of
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     check_launch()
     names = chosen_rewards(args)
-    check_save_path(args)
+    check_new_file(args.save_path, "--save_path", args.overwrite)
     policy = resolve_policy(args.policy_ckpt)
     if "holistic" in names and args.holistic_model is not None:
         check_model_name(args.holistic_model, "--holistic_model")
@@ -130,15 +130,6 @@ def chosen_rewards(args: argparse.Namespace) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def check_save_path(args: argparse.Namespace) -> None:
-    path = Path(args.save_path)
-    if path.is_dir():
-        raise UserError(f"--save_path {path} is a folder; give the path of a JSON file")
-    if path.exists() and not args.overwrite:
-        raise UserError(f"--save_path {path} exists; give another one, or --overwrite to replace it")
-    check_writable(path, "--save_path")
-
-
 def load_prompts(args: argparse.Namespace) -> list[dict]:
     """The chosen rows of the prompts file."""
     if not Path(args.prompts).is_file():
@@ -168,9 +159,10 @@ def sample_and_measure(
     from ..common.launch import process_state
     from ..common.prompts import uses_chat
     from ..scoring import holistic_of, load_scorer
+    from .evaluate import answered
     from .generate import generator
-    from .loop import answered, failing_together
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
+    from .processes import failing_together
 
     task, state = args.task, process_state()
     tokenizer = load_tokenizer(policy, args)

@@ -1,4 +1,4 @@
-"""What rewards look like on sampled responses: described, stored, and read back in place of constants.
+"""What rewards look like on sampled responses: described, stored, and read back instead of constants.
 
 Written by `python -m alarm.calibrate`, read by `train_ppo.py --calibration`. Loads no torch.
 """
@@ -116,7 +116,7 @@ class Calibration:
         return {flag: self.rewards[name][statistic] for flag, (name, statistic) in wanted if name in self.rewards}
 
     def threshold(self, q: float) -> float:
-        """The q-quantile of the z-normalised holistic reward. UserError where the file has none."""
+        """The q-quantile of the z-normalised holistic reward. UserError if the file has none."""
         if "holistic" not in self.rewards:
             raise UserError(f"{self.path} has no holistic reward; --threshold_quantile needs one: calibrate again")
         holistic = self.rewards["holistic"]
@@ -135,7 +135,7 @@ class Calibration:
 
 
 def read_calibration(path: str | Path, task: Task) -> Calibration:
-    """Read a file of alarm.calibrate. UserError where it is none, is of another task, or holds unusable numbers."""
+    """Read a file of alarm.calibrate. UserError if it is none, is of another task, or holds unusable numbers."""
     mend = "write one with `python -m alarm.calibrate`"
     try:
         content = read_json(path)

@@ -36,7 +36,7 @@ class Scale:
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Pearson's correlation of two equally long sequences, in [-1, 1].
 
-    None where it is not defined: fewer than 3 pairs, a side that is constant, a value that is not finite.
+    None if it is not defined: fewer than 3 pairs, a side that is constant, a value that is not finite.
     """
     if len(x) < 3 or min(x) == max(x) or min(y) == max(y) or not all(map(math.isfinite, [*x, *y])):
         return None
@@ -49,7 +49,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def aspect_share(aspect_sizes: Sequence[float], holistic_sizes: Sequence[float]) -> float | None:
-    """sum|aspect part| / (sum|aspect part| + sum|holistic part|) of what was paid. None where nothing was."""
+    """sum|aspect part| / (sum|aspect part| + sum|holistic part|) of what was paid. None if nothing was."""
     aspects, holistic = sum(aspect_sizes), sum(holistic_sizes)
     return aspects / (aspects + holistic) if aspects + holistic != 0 else None
 
@@ -73,7 +73,7 @@ def mean_and_std(moments: Sequence[float]) -> tuple[float, float]:
 def excess(mean: float, std: float, weight: float, scale: Scale) -> dict[str, float]:
     """How far running statistics are off, as a multiple of what is tolerated: above 1 deserves a warning.
 
-    mean, std: in calibrated units, so 0 and 1 where nothing has changed; weight: responses behind them.
+    mean, std: in calibrated units, so 0 and 1 if nothing has changed; weight: responses behind them.
     """
     factor = max(std, 1 / max(std, 1e-6))
     by_chance = abs(std - 1) < 3 * scale.std_noise / math.sqrt(weight)

@@ -11,7 +11,7 @@ from trl.paths import check_base
 
 from ..api import Flag, Task
 from ..common.errors import UserError
-from ..common.files import check_writable, read_json
+from ..common.files import check_new_file, check_writable, read_json
 from ..common.flags import (
     add_flag,
     add_policy_flags,
@@ -24,7 +24,6 @@ from ..common.flags import (
     seed_value,
     unit_share,
 )
-from ..types import REWARD_TYPES
 from .run import check_trained_base
 
 # defaults of the flags for which a task can have its own (Task.defaults). The constants of PPO are TRL's, which the
@@ -98,8 +97,8 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         flags.add_argument(f"--{name}", action="store_true", help=help)
 
     switch("test", "generate answers to the test file, score them and write them as JSON to --save_dir")
-    switch("test_do_sample", "with --test: sample in place of greedy decoding")
-    switch("test_on_train", "with --test: answer the train file in place of the test file")
+    switch("test_do_sample", "with --test: sample instead of greedy decoding")
+    switch("test_on_train", "with --test: answer the train file instead of the test file")
     switch("overwrite", "with --test: replace the file at --save_dir if it exists")
     add(
         "policy_ckpt",
@@ -115,7 +114,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         "reward_type",
         "how the holistic reward and the aspect rewards are combined",
         default="hierarchical",
-        choices=REWARD_TYPES,
+        choices=tuple(task.all_combiners),
     )
     switch("sigmoid_shaping", "pass aspect rewards through a sigmoid, so that they are positive")
     switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")
@@ -132,7 +131,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     )
     add(
         "threshold_quantile",
-        "with --calibration, in place of --hierarchical_threshold: this quantile of the calibrated holistic rewards "
+        "with --calibration, instead of --hierarchical_threshold: this quantile of the calibrated holistic rewards "
         "(0.5: half of them reach the gate)",
         open_share,
     )
@@ -176,7 +175,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add("eval_interval", "PPO steps between evaluations on the dev file (0: none)", int)
     add("eval_batch_size", "prompts per generation batch on the dev file", positive_int)
     add("rm_max_batch_size", "texts per forward pass of a reward model", positive_int)
-    add("max_steps", "stop after this many PPO steps, in place of the full duration", positive_int)
+    add("max_steps", "stop after this many PPO steps, instead of the full duration", positive_int)
 
     add(
         "dtype",
@@ -191,7 +190,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         default="tensorboard",
         choices=TRACKERS,
     )
-    switch("resume", "continue the run in --save_dir from its last checkpoint (starts it where there is none)")
+    switch("resume", "continue the run in --save_dir from its last checkpoint (starts it if there is none)")
     switch(
         "resume_anyway",
         "with --resume: go on although data or models have changed since the run was started; run.json keeps a record",
@@ -203,11 +202,11 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
 
 
 def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -> argparse.Namespace:
-    """Parse, with the numbers of --calibration and --threshold_quantile in place of the defaults.
+    """Parse, with the numbers of --calibration and --threshold_quantile instead of the defaults.
 
-    Raises UserError for a file that cannot be used, and where a number of it is also given by its flag.
+    Raises UserError for a file that cannot be used, and if a number of it is also given by its flag.
     """
-    args = flags.parse_args(argv)
+    args = _parse(flags, argv, task)
     if args.calibration is None:
         if args.threshold_quantile is not None:
             raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
@@ -226,6 +225,20 @@ def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task
         if "hierarchical_threshold" in given:
             raise UserError("--threshold_quantile and --hierarchical_threshold both set the gate; drop one of them")
         args.hierarchical_threshold = calibration.threshold(args.threshold_quantile)
+    return args
+
+
+def _parse(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -> argparse.Namespace:
+    """`parse_args`, with a line of its own for the weight of an aspect that the task does not have."""
+    args, unknown = flags.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("--w_"):
+            known = ", ".join(f"--{aspect.flag}" for aspect in task.aspects)
+            raise UserError(
+                f"{word.split('=')[0]}: {task.source or task.name} has no such aspect; its weights are {known}"
+            )
+    if unknown:
+        flags.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 
@@ -261,12 +274,9 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
         target = Path(args.save_dir)
         if target.suffix != ".json":
             raise UserError(f"with --test, --save_dir is the JSON file to write; {target} does not end in .json")
-        if target.is_dir():
-            raise UserError(f"{target} is a folder; with --test, --save_dir is the JSON file to write")
         if target.name.endswith(".meta.json"):
             raise UserError(f"--save_dir {target} would be a sidecar; give a name that does not end in .meta.json")
-        if target.exists() and not args.overwrite:
-            raise UserError(f"{target} exists; give another --save_dir, or --overwrite to replace it")
+        check_new_file(target, "--save_dir", args.overwrite)
 
 
 def resolve_policy(name: str, anyway: bool = False) -> str:

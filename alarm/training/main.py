@@ -60,7 +60,8 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     from ..rewards import RewardRecipe
     from ..scoring import holistic_of, load_scorer
-    from .loop import run_test, run_training
+    from .evaluate import run_test
+    from .loop import run_training
     from .policy import (
         build_trainer,
         check_adapter_flags,
@@ -79,7 +80,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     # 3. the rewards, then the policy
     settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
-    recipe = RewardRecipe.from_flags(args, task.weights(args))
+    recipe = RewardRecipe.from_flags(args, task)
     scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
     try:
         # 4. answer and score, or train

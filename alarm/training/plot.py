@@ -63,7 +63,7 @@ class RunLog:
     warnings: dict[int, dict[str, str]]  # step -> kind -> message
 
     def series(self, part: str, metric: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a metric of `train` or `dev`, NaN where a logged step has no number; empty if it has none
+        """Steps and values of a metric of `train` or `dev`, NaN if a logged step has no number; empty if it has none
         at all."""
         rows = getattr(self, part)
         if not any(row.get(metric) is not None for row in rows.values()):
@@ -85,7 +85,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def read_run(folder: str | Path, name: str) -> RunLog:
-    """Read log.jsonl of a run's folder. UserError where there is none, where it is empty or not a training log.
+    """Read log.jsonl of a run's folder. UserError if there is none, where it is empty or not a training log.
 
     A last line that is still being written, or that a kill cut short, is left out.
     """
@@ -116,7 +116,7 @@ def run_names(folders: Sequence[str]) -> list[str]:
 
 
 def check_target(path: Path) -> None:
-    """Raise UserError where the file to write exists and is no plot of this script."""
+    """Raise UserError if the file to write exists and is no plot of this script."""
     if not path.exists():
         return
     from PIL import Image, UnidentifiedImageError

@@ -13,7 +13,7 @@ from ..common.errors import UserError
 from ..common.files import read_json
 from ..common.languages import differences, set_languages
 from ..common.launch import is_main_process
-from ..models.load import reported
+from ..models.load import has_encoder, reported
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -56,7 +56,6 @@ def is_encoder_decoder(policy: str) -> bool:
     Raises UserError for a model that is neither.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     with reported("the policy", policy):
         name = policy
@@ -65,12 +64,7 @@ def is_encoder_decoder(policy: str) -> bool:
 
             name = PeftConfig.from_pretrained(policy).base_model_name_or_path
         config = AutoConfig.from_pretrained(name)
-    if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"the policy {policy} is a {config.model_type}, which writes no text; give an encoder-decoder such as T5, "
-            "or a decoder-only language model such as Llama"
-        )
-    return config.is_encoder_decoder
+    return has_encoder(config, f"the policy {policy}")
 
 
 def load_policy(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def finite(value):
-    """`value` with null in place of NaN and infinity, which JSON does not have."""
+    """`value` with null instead of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -223,7 +223,10 @@ class Run:
         self._hash_models()
         for change in self.inputs["changes"]:
             change.setdefault("from_step", first_step)
-        write_json(self.dir / "run.json", self.args | {"inputs": self.inputs, "versions": versions()})
+        from trl.generation import GREEDY, SAMPLING
+
+        made_by = {"versions": versions(), "generation": {"rollouts": SAMPLING, "dev": GREEDY}}
+        write_json(self.dir / "run.json", self.args | {"inputs": self.inputs} | made_by)
         for leftover in (self.dir / "checkpoints").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for name in ("best", "policy"):

@@ -11,9 +11,11 @@ import pytest
 
 from alarm.common.errors import UserError
 from alarm.common.texts import answer_key, one_spelling, question_key, without_shared
+from alarm.learning.fit import set_aside
 from alarm.learning.metrics import pair_metrics
-from alarm.learning.reward_models import encode_training_pairs, set_aside
-from alarm.tasks.qa.feedback import Feedback, Pair, completeness_pairs
+from alarm.learning.pairs import encode_training_pairs
+from alarm.tasks.preferences import Pair
+from alarm.tasks.qa.feedback import Feedback, completeness_pairs
 from alarm.tasks.sentences import make_splitter
 from helpers import CHECKPOINTS, FIXTURES, load_script
 

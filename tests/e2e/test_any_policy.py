@@ -16,58 +16,18 @@ from alarm.evaluation.compare import read_generations
 from alarm.tasks.find import find_task
 from alarm.training.generate import generator
 from alarm.training.policy import load_policy
-from helpers import CHECKPOINTS, FIXTURES, forget_accelerate, load_script
+from helpers import CHECKPOINTS, FIXTURES, ROOT, forget_accelerate, load_script
 from trl.generation import GREEDY
 
-TASK = '''
-"""Headlines: short, and without shouting."""
-import re
-
-from alarm import Aspect, Metric, Task
-
-
-def brevity(prompts, answers, rows):
-    return [-len(answer.split()) / 20 for answer in answers]
-
-
-def shouting(prompts, answers, rows):
-    return [[(m.start(), m.end(), -1.0) for m in re.finditer(r"[A-Z]{3,}", answer)] for answer in answers]
-
-
-def on_topic(prompts, answers, rows):
-    return [float(len(set(answer.lower()) & set(row["text"].lower()))) for answer, row in zip(answers, rows)]
-
-
-TASK = Task(
-    name="headlines",
-    prompt=lambda row: "headline: " + row["text"],
-    answer=lambda row: row["headline"],
-    aspects=[
-        Aspect("brevity", brevity),
-        Aspect("shouting", shouting, pay="tokens", metrics=[Metric("shouted_words", lower_wins=True)]),
-    ],
-    holistic=on_topic,
-    max_input_len=32,
-    max_generated_len=12,
-)
-'''
-NEWS = [
-    ("The river rose after three days of rain and the bridge was closed", "River rises, bridge closed"),
-    ("A new school opens on Monday beside the old market", "New school opens Monday"),
-    ("The council voted to plant a thousand trees this year", "Council to plant trees"),
-    ("Local team wins the final after a late goal", "Late goal wins final"),
-    ("The museum shows maps that were lost for a century", "Lost maps on show"),
-    ("Farmers expect the best harvest in ten years", "Best harvest in ten years"),
-    ("The night train to the coast runs again from June", "Night train returns"),
-    ("A storm cut power in two villages for five hours", "Storm cuts power"),
-]
+EXAMPLES = ROOT / "examples"
+NEWS = [(row["text"], row["headline"]) for row in json.loads((EXAMPLES / "data" / "train.json").read_text())[:8]]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """The task's file, its data, a T5, and a Llama with a chat template whose turns end with a token of their own."""
     folder = tmp_path_factory.mktemp("headlines")
-    (folder / "headlines.py").write_text(TASK)
+    shutil.copy(EXAMPLES / "headlines.py", folder)
     rows = [{"text": text, "headline": headline} for text, headline in NEWS]
     for name, part in {"train": rows, "dev": rows[:3], "test": rows}.items():
         (folder / f"{name}.json").write_text(json.dumps(part))
@@ -94,7 +54,7 @@ def words_of(**flags) -> list[str]:
 
 def flags_of(world: Path, policy: str) -> list[str]:
     files = {f"{name}_file": world / f"{name}.json" for name in ("train", "dev", "test")}
-    sizes = {"batch_size": 4, "mini_batch_size": 2, "lr": 1e-3, "ultra_mean": 9.0, "w_brevity": 1, "w_shouting": 2}
+    sizes = {"batch_size": 4, "mini_batch_size": 2, "lr": 1e-3, "ultra_mean": 0.5, "w_brevity": 1, "w_shouting": 2}
     return words_of(
         task=world / "headlines.py", policy_ckpt=world / policy, dtype="float32", report_to="none", **files, **sizes
     )
@@ -120,7 +80,7 @@ def test_a_task_in_one_file_goes_through_every_command(world, policy, tmp_path, 
         forget_accelerate()
         written = json.loads(target.read_text())
         assert sorted(row["query"] for row in written) == sorted("headline: " + text for text, _ in NEWS)
-        assert all("<|" not in row["generation"] and row["response_length"] <= 12 for row in written)
+        assert all("<|" not in row["generation"] and row["response_length"] <= 16 for row in written)
         for row in written:
             assert row["brevity"] == pytest.approx(-len(row["generation"].split()) / 20)
         meta = json.loads((gens / f"{name}.meta.json").read_text())
@@ -134,7 +94,7 @@ def test_a_task_in_one_file_goes_through_every_command(world, policy, tmp_path, 
     calibrate.main(words_of(**shared, prompts=world / "train.json", save_path=calibration))
     assert json.loads(calibration.read_text())["rewards"].keys() == {"holistic", "length", "brevity", "shouting"}
     forget_accelerate()
-    calibrated = [word for word in flags if word not in ("--ultra_mean", "9.0")]
+    calibrated = [word for word in flags if word not in ("--ultra_mean", "0.5")]
     calibrated += words_of(calibration=calibration, threshold_quantile=0.5, max_steps=1, save_dir=tmp_path / "again")
     train_ppo.main(calibrated)
     forget_accelerate()

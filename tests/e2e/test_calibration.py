@@ -11,7 +11,6 @@ import pytest
 from e2e.conftest import value_of
 from e2e.test_train_ppo import TWO_PROCESSES, log_rows, refused, run_script, untimed
 
-import alarm.training.loop
 from alarm.training.calibrate import main as calibrate
 from alarm.training.plot import main as plot_run
 from helpers import CHECKPOINTS, ROOT, forget_accelerate, load_script
@@ -211,26 +210,6 @@ def test_the_log_says_what_part_the_aspects_have(world, train_ppo, tmp_path, rew
         assert ("length_correlation/factuality_rate" in correlations) == (reward_type != "holistic_only")
         assert all(row[name] is None or -1 <= row[name] <= 1 for name in correlations)
         assert not any(name.startswith("drift/") for name in row)  # nothing to compare with
-
-
-def test_a_first_dev_reward_that_is_not_finite_does_not_stay_the_best(world, train_ppo, tmp_path, monkeypatch, capfd):
-    rewards = iter([float("nan"), 1.0, float("nan"), 0.5])
-    means = alarm.training.loop.means
-    monkeypatch.setattr(alarm.training.loop, "means", lambda records: means(records) | {"total_reward": next(rewards)})
-    run = tmp_path / "run"
-    train_ppo([*world.flags, "--eval_interval", "1", "--max_steps", "3", "--save_dir", str(run)])
-    state = json.loads((run / "checkpoints" / "3" / "loop.json").read_text())
-    assert (state["best"]["step"], state["best"]["total_reward"]) == (1, 1.0)
-    assert (run / "best").is_dir() and "dev, step 1" in capfd.readouterr().out
-
-
-def test_a_run_whose_dev_rewards_are_never_finite_ends_and_says_so(world, train_ppo, tmp_path, monkeypatch, capfd):
-    means = alarm.training.loop.means
-    monkeypatch.setattr(alarm.training.loop, "means", lambda records: means(records) | {"total_reward": float("nan")})
-    run = tmp_path / "run"
-    train_ppo([*world.flags, "--eval_interval", "1", "--max_steps", "1", "--save_dir", str(run)])
-    assert "there is no best policy" in capfd.readouterr().out
-    assert not (run / "best").exists() and (run / "policy").is_dir()
 
 
 # --- translation -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ QA, MT = TASKS["qa"], TASKS["mt"]
 
 
 def comparison(*seeds, task=QA, **settings) -> dict:
-    return compare(*seeds, task=task, **settings)
+    """The published form."""
+    return compare(*seeds, task=task, **settings).published()
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "eval"

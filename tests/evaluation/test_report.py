@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import Generations, compare, read_folder
+from alarm.evaluation.compare import Comparison, Generations, JudgeRates, compare, read_folder
 from alarm.evaluation.report import report
 from alarm.evaluation.report.figures import (
     WIN_COLOURS,
@@ -47,7 +48,7 @@ TASKS = {name: find_task(name) for name in ("qa", "mt")}
 QA = TASKS["qa"]
 
 
-def comparison(*seeds, task=QA, **settings) -> dict:
+def comparison(*seeds, task=QA, **settings) -> Comparison:
     return compare(*seeds, task=task, **settings)
 
 
@@ -73,25 +74,24 @@ def make_runs(names: list[str], prompts: int = 4, seed: int = 0, task: str = "qa
     ]
 
 
-def make_setup(task: str = "qa", prompts: int = 4, **changes) -> Setup:
+def make_setup(prompts: int = 4, **changes) -> Setup:
     values = {"folder": "gens", "total_prompts": prompts, "draw_seed": 42, "seeds": (), "draws": 2000, "judge": None}
-    return Setup(task=TASKS[task], prompts=prompts, **{**values, **changes})
+    return Setup(prompts=prompts, **{**values, **changes})
 
 
-def with_judge(results: dict) -> dict:
+def with_judge(found: Comparison) -> Comparison:
     """The holistic verdicts once more, as a judge's."""
-    judged = {"failures": 3, "identical": 2, "flip_rate": 12.5, "first_position_rate": None}
-    for name, result in results.items():
-        for key, value in result.items():
-            if isinstance(value, dict):
-                own = value["holistic_reward"]
-                value["judge"] = {**own, **judged} if key in results and key != name else own
-    return results
+    judge = JudgeRates(failures=3, identical=2, flip_rate=12.5, first_position_rate=None)
+    pairs = {
+        names: rates | {"judge": replace(rates["holistic_reward"], judge=judge)} for names, rates in found.pairs.items()
+    }
+    averages = {run: means | {"judge": means["holistic_reward"]} for run, means in found.averages.items()}
+    return replace(found, pairs=pairs, averages=averages)
 
 
-def screen(results: dict, setup: Setup | None = None, width: int = 100) -> str:
+def screen(found: Comparison, setup: Setup | None = None, width: int = 100) -> str:
     text = io.StringIO()
-    print_results(results, setup or make_setup(), Console(file=text, width=width, **PLAIN))
+    print_results(found, setup or make_setup(), Console(file=text, width=width, **PLAIN))
     return text.getvalue()
 
 
@@ -112,7 +112,7 @@ def image(png: bytes) -> np.ndarray:
 def test_tables_fit_the_terminal_uncut(task, width):
     results = comparison(golden(task), golden(task), task=TASKS[task])  # two equal seeds: every deviation is 0
     judge = {"model": "judge-1", "calls": 1234}
-    text = screen(with_judge(results), make_setup(task, 40, seeds=("seed1", "seed2"), judge=judge), width)
+    text = screen(with_judge(results), make_setup(40, seeds=("seed1", "seed2"), judge=judge), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text and "\x1b" not in text
     for metric in TASKS[task].columns_in_order:
@@ -152,16 +152,6 @@ def test_one_run_has_nothing_to_compare():
     assert "Win rates" not in text
 
 
-def test_results_of_the_published_shape_print():
-    published = json.loads((GOLDEN / "qa" / "gens-results.json").read_text())
-    for result in published.values():
-        for metric in QA.columns_in_order:
-            result |= {f"{metric}-Min": 0.0, f"{metric}-Max": 1.0}
-    text = screen(published)
-    assert "beta 57.7 * 65.4 61.5" in squeeze(text)
-    assert "Wins, ties, losses" not in text
-
-
 def test_markup_of_any_console_is_not_read():
     text = io.StringIO()
     print_results(comparison(make_runs(["[red]a[/red] :smile:", "b"])), make_setup(), Console(file=text, width=100))
@@ -193,7 +183,7 @@ def hand_runs() -> list[Generations]:
 
 
 def test_outcomes_by_hand():
-    table = report.outcome_table(comparison(hand_runs()), ["holistic_reward"], QA)
+    table = report.outcome_table(comparison(hand_runs()), ["holistic_reward"])
     pair, wins, ties, losses, rate, half, controlled = table.sections[0].rows[0]
     assert (pair, wins, ties, losses) == ("a / b", "2", "1", "1")
     assert rate.startswith("66.7\n")  # 2 / (2 + 1)
@@ -203,13 +193,18 @@ def test_outcomes_by_hand():
 
 
 def test_deviations_and_intervals_stand_in_the_cells():
-    results = comparison(hand_runs())
-    results["a"]["Avg.-Std"] = {"holistic_reward": 1.25}
-    results["a"]["Avg.-Interval"] = {"holistic_reward": [50.04, 72.06]}
-    results["a"]["holistic_reward-Std"] = 0.0625
-    assert report.average_table(results, QA).sections[0].rows[0] == ("a", "66.7 ± 1.2\n50.0–72.1")
-    assert report.metric_table(results, QA).sections[0].rows == (("a", "2.500 ± 0.062\n1 .. 4"), ("b", "2.000\n0 .. 5"))
-    assert "standard deviation" in report.metric_table(results, QA).note
+    found = comparison(hand_runs())
+    average = replace(found.averages["a"]["holistic_reward"], interval=[50.04, 72.06], std=1.25)
+    summary = replace(found.metrics["a"]["holistic_reward"], std=0.0625)
+    found = replace(
+        found,
+        seeds=2,
+        averages=found.averages | {"a": {"holistic_reward": average}},
+        metrics=found.metrics | {"a": {"holistic_reward": summary}},
+    )
+    assert report.average_table(found).sections[0].rows[0] == ("a", "66.7 ± 1.2\n50.0–72.1")
+    assert report.metric_table(found).sections[0].rows == (("a", "2.500 ± 0.062\n1 .. 4"), ("b", "2.000\n0 .. 5"))
+    assert "standard deviation" in report.metric_table(found).note
 
 
 def test_judge_by_hand():
@@ -270,7 +265,7 @@ def test_win_rate_figure_shows_the_values():
     runs = make_runs(["a", "b"])
     for metric in QA.columns_in_order:
         runs[0].metrics[metric], runs[1].metrics[metric] = np.ones(4), np.zeros(4)
-    pixels = image(win_rate_figure(comparison(runs), QA.lower_wins))
+    pixels = image(win_rate_figure(comparison(runs)))
     assert pixels.shape[1] == 1575
     # 100 and 0 for each metric: the darkest and the palest colour, in equal parts
     shares = [np.mean(np.all(np.abs(pixels - np.array(rgb)) <= 2, axis=2)) for rgb in ([22, 64, 127], [255, 244, 224])]
@@ -286,10 +281,10 @@ def test_figures_take_ties_constants_twelve_runs_and_odd_names():
         )
         for name in names
     ]
-    results = comparison(runs)
-    for result in results.values():
-        result["Avg."] = {"holistic_reward": result["Avg."]["holistic_reward"]}  # one panel: the rest is alike
-    pixels = image(win_rate_figure(results, QA.lower_wins))
+    found = comparison(runs)
+    # one panel: the rest is alike
+    means = {run: {"holistic_reward": of["holistic_reward"]} for run, of in found.averages.items()}
+    pixels = image(win_rate_figure(replace(found, averages=means)))
     assert pixels.shape[1] == 1050
     assert pixels.std() > 10
     values = {"holistic_reward": {run.name: run.metrics["holistic_reward"] for run in runs}}
@@ -380,7 +375,7 @@ def test_report_folder(tmp_path):
     folder = tmp_path / "gens_results" / "report"
     runs = golden("mt")
     results = with_judge(comparison(runs, runs, task=TASKS["mt"]))
-    setup = make_setup("mt", 40, seeds=("seed1", "seed2"), judge={"model": "m", "calls": 7})
+    setup = make_setup(40, seeds=("seed1", "seed2"), judge={"model": "m", "calls": 7})
     write_report(folder, results, setup, {"seed1": runs, "seed2": runs})
     assert {path.name for path in folder.iterdir()} == {
         "index.html",
@@ -406,7 +401,7 @@ def test_report_folder(tmp_path):
     assert headings[0] == "Average win rate" and len(headings) == 8
 
     # its own report is replaced
-    write_report(folder, comparison(runs), make_setup("mt", 40), {"": runs})
+    write_report(folder, comparison(runs), make_setup(40), {"": runs})
     assert json.loads((folder / "settings.json").read_text())["seeds"] == []
     assert [path.name for path in folder.parent.iterdir()] == ["report"]
 

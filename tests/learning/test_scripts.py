@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from alarm.tasks.qa.spec import TASK
 from helpers import ROOT, load_script
 
 DATA = ROOT / "quickstart" / "data" / "qa"
@@ -65,41 +69,40 @@ def test_train_sft_writes_a_whole_t5_folder(world, fresh_accelerate, capsys):
 )
 def test_train_rm_writes_what_scoring_loads(aspect, name, more, world, fresh_accelerate, capsys):
     from alarm.models.classifiers import TextScorer, UnitClassifier
-    from alarm.tasks.qa.aspects import check_reward_models
 
     flags = flags_of(world, "longformer", f"rm/{name}")
     load_script("long-form-QA/train_rm.py").main([*flags, "--aspect", aspect, "--splitter", "sentencizer", *more])
-    check_reward_models(world / "rm", [aspect])
+    TASK.aspect(aspect).check(argparse.Namespace(reward_model_dir=world / "rm", splitter="sentencizer"))
     config = json.loads((world / "rm" / name / "config.json").read_text())
     metrics = json.loads((world / "rm" / name / "metrics.json").read_text())
     dev, said = metrics["dev"], capsys.readouterr().out
     if aspect == "completeness":
-        scorer = TextScorer(aspect, world / "rm", "cpu", "float32", 2)
+        scorer = TextScorer(world / "rm" / name, aspect, "cpu", torch.float32, 2)
         assert len(scorer(["a question answer: yes", "another answer: no"])) == 2
         assert 0 <= dev["pairwise_accuracy"] <= 1 and dev["pairs"] > 0
     else:
         assert config["id2label"] == {"0": "F-ERR", "1": "NF-ERR", "2": "O"}
-        judge = UnitClassifier(aspect, world / "rm", "cpu", "float32", 2)
+        judge = UnitClassifier(world / "rm" / name, aspect, "cpu", torch.float32, 2)
         assert judge(["question: why answer:"], [["one two", "three"]])[0].shape == (2, 3)
         low, high = dev["intervals"]["auroc"]
         assert dev["units"] > 0 and low <= dev["auroc"] <= high
     # the verdict is the last line about the model, and the file says the same
     assert metrics["verdict"].startswith(f"{aspect}: ") and f"\n{metrics['verdict']}\n" in said
     # only where there are epochs to choose from are questions set aside
-    chosen = "1 of the 8 training questions choose the epoch" in said
+    chosen = "1 of the 8 training questions" in said
     assert chosen == (aspect == "relevance") and len(metrics["epochs"]) == (3 if chosen else 1)
 
 
 @pytest.mark.parametrize(
     ("aspect", "base", "change", "message"),
     [
-        ("relevance", "t5", {}, "tokenizer has no separator token"),
-        ("relevance", "llama", {}, "tokenizer has no separator token"),
-        ("completeness", "unpadded", {}, "tokenizer has no padding token"),
-        ("relevance", "longformer", {"--max_length": "9"}, "cut to 9 tokens no train input holds a labelled unit"),
-        ("completeness", "longformer", {"--max_length": "9"}, "both answers of each of the"),
-        ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "no relevance error: there is nothing to"),
-        ("factuality", "longformer", {"--dev_feedback_file": "irrelevant.json"}, "the dev file yields no example for"),
+        ("relevance", "t5", {}, "separator token"),
+        ("relevance", "llama", {}, "separator token"),
+        ("completeness", "unpadded", {}, "padding token"),
+        ("relevance", "longformer", {"--max_length": "9"}, "--max_length"),
+        ("completeness", "longformer", {"--max_length": "9"}, "--max_length"),
+        ("relevance", "longformer", {"--train_feedback_file": "clean.json"}, "relevance error"),
+        ("factuality", "longformer", {"--dev_feedback_file": "irrelevant.json"}, "dev file"),
     ],
 )
 def test_what_leaves_nothing_to_learn_is_one_line_before_any_model(
@@ -263,7 +266,7 @@ def test_train_holistic_takes_pairs(base, architecture, world, fresh_accelerate,
     metrics = json.loads((save_dir / "metrics.json").read_text())
     assert (metrics["dev"]["pairs"], metrics["dev"]["questions"]) == (24, 24)
     said = capsys.readouterr().out
-    assert "warning: the dev file asks 2 of the training questions" in said and "train and dev: 6 and 24 pairs" in said
+    assert "asks 2 of the training questions" in said and "6 and 24 pairs" in said
     assert json.loads((save_dir / "config.json").read_text())["architectures"][0].startswith(architecture)
     assert (save_dir / "calibration.png").stat().st_size > 1000 and metrics["calibration"]["bins"][0]["pairs"] == 24
 
@@ -271,29 +274,44 @@ def test_train_holistic_takes_pairs(base, architecture, world, fresh_accelerate,
     assert scores.isfinite().all()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(world, fresh_accelerate, capsys, monkeypatch):
+def with_nan(world, name: str, weight: str, row: int | None = None) -> str:
+    """A copy of the Llama in which one weight, or a row of it, is no number. -> its folder"""
+    folder = shutil.copytree(world / "base" / "llama", world / "base" / name)
+    weights = load_file(folder / "model.safetensors")
+    [key] = [key for key in weights if key.endswith(weight)]
+    weights[key][slice(None) if row is None else row] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(world, fresh_accelerate, capsys):
     from alarm import train_holistic
 
-    monkeypatch.setattr("alarm.learning.reward_models.bradley_terry_loss", lambda a, b: (a - b) * float("nan"))
+    words = flags_of(world, "llama", "exploded")
+    words[words.index("--model_path") + 1] = with_nan(world, "no-numbers", "layers.0.input_layernorm.weight")
     with pytest.raises(SystemExit) as stop:
-        train_holistic.main(flags_of(world, "llama", "exploded"))
-    assert stop.value.code == 2 and "the loss is nan after step 2; lower --lr" in capsys.readouterr().err
+        train_holistic.main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "after step 2" in err and "--lr" in err
     assert not list(world.glob("*exploded*")) and not list(world.glob(".*exploded*"))
 
 
-def test_one_dev_pair_without_a_finite_loss_ends_the_run(world, fresh_accelerate, capsys, monkeypatch):
-    """A mean that leaves it out would keep an epoch that fails on it."""
+def test_one_dev_pair_without_a_finite_loss_ends_the_run(world, fresh_accelerate, capsys):
+    """A mean that leaves it out would keep an epoch that fails on it. Here one token has no finite embedding."""
     from alarm import train_holistic
 
-    def loss(chosen, rejected):
-        return (rejected - chosen) * (float("nan") if len(chosen) == 1 else 1.0)
-
-    monkeypatch.setattr("alarm.learning.reward_models.bradley_terry_loss", loss)
+    token = AutoTokenizer.from_pretrained(world / "base" / "llama")("Q").input_ids[-1]
+    base = with_nan(world, "broken-token", "embed_tokens.weight", token)
     train, dev = write_pairs(world / "train-4.jsonl", range(4)), write_pairs(world / "dev-5.jsonl", range(10, 15))
-    flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "partly"), "--max_steps", "2"]
+    rows = [json.loads(line) for line in Path(dev).read_text().splitlines()]
+    rows[-1]["rejected"] = "Q"
+    Path(dev).write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--model_path", base, "--save_dir", str(world / "partly"), "--max_steps", "2"]
     with pytest.raises(SystemExit) as stop:
         train_holistic.main([*flags, "--batch_size", "2", "--train_file", train, "--dev_file", dev])
-    assert stop.value.code == 2 and "the loss is nan" in capsys.readouterr().err
+    out = capsys.readouterr()
+    assert stop.value.code == 2 and "nan" in out.err and "--lr" in out.err
+    assert "'loss': 'nan'" not in out.out  # the training pairs are fine
     assert not (world / "partly").exists()
 
 
@@ -304,7 +322,7 @@ def test_a_dev_file_of_the_training_questions_is_refused(world, fresh_accelerate
     flags = ["--model_path", str(world / "base" / "llama"), "--save_dir", str(world / "leaked")]
     with pytest.raises(SystemExit) as stop:
         train_holistic.main([*flags, "--train_file", path, "--dev_file", path])
-    assert stop.value.code == 2 and "ask the same 3 questions" in capsys.readouterr().err
+    assert stop.value.code == 2 and "same 3 questions" in capsys.readouterr().err
 
 
 def test_a_model_of_another_kind_is_refused(world, fresh_accelerate, capsys):
@@ -315,5 +333,5 @@ def test_a_model_of_another_kind_is_refused(world, fresh_accelerate, capsys):
     VitsConfig().save_pretrained(world / "base" / "speech")
     with pytest.raises(SystemExit) as stop:
         train_holistic.main(flags_of(world, "speech", "other"))
-    assert stop.value.code == 2 and "no form for sequence classification" in capsys.readouterr().err
+    assert stop.value.code == 2 and "vits" in capsys.readouterr().err
     assert not (world / "other").exists()

@@ -236,7 +236,7 @@ def test_a_decoder_only_completeness_model_is_read_there_too(tmp_path):
     from alarm.models.classifiers import TextScorer
 
     folder = closed_texts(tmp_path / "comp_rm", "</s>")
-    scorer = TextScorer("completeness", tmp_path, "cpu", "float32", 2)
+    scorer = TextScorer(folder, "completeness", "cpu", torch.float32, 2)
     texts = ["why answer: because", "why answer: because short waves scatter more than long ones"]
     rows = scorer.tokenizer(texts)["input_ids"]
     assert scorer(texts) == pytest.approx(read_alone(folder, LlamaForSequenceClassification, rows), abs=1e-5)

@@ -282,13 +282,11 @@ def test_other_models_stay():
     assert [type(module) for module in model.modules()] == before
 
 
-def test_reward_models_use_packed_attention(tmp_path):
+def test_reward_models_use_packed_attention():
     """By default; and their inputs are padded to the longest of the batch, not to the window."""
-    for name in ("rel_rm", "comp_rm"):
-        (tmp_path / name).symlink_to(CHECKPOINTS / f"tiny-{name}")
     models = [
-        UnitClassifier("relevance", tmp_path, "cpu", "float32", 2),
-        TextScorer("completeness", tmp_path, "cpu", "float32", 2),
+        UnitClassifier(CHECKPOINTS / "tiny-rel_rm", "relevance", "cpu", torch.float32, 2),
+        TextScorer(CHECKPOINTS / "tiny-comp_rm", "completeness", "cpu", torch.float32, 2),
     ]
     for reward_model in models:
         body = reward_model.model.longformer

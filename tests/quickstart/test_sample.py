@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alarm.learning.reward_models import load_feedback
+from alarm.tasks.qa.feedback import load_feedback
 from helpers import ROOT
 
 DATA = ROOT / "quickstart" / "data" / "qa"

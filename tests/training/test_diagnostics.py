@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm.rewards import REWARD_TYPES, RewardRecipe, combine_rewards
+from alarm.combiners import COMBINERS
+from alarm.rewards import RewardRecipe, combine_rewards
 from alarm.training.diagnostics import (
     HALF_LIFE,
     MIN_WEIGHT,
@@ -24,7 +25,8 @@ from alarm.training.diagnostics import (
     pearson,
     update_drift,
 )
-from alarm.training.loop import improves, training_row, with_text
+from alarm.training.log import training_row, with_text
+from alarm.training.loop import improves
 
 UNIT = {"h": Scale(0.0, 1.0)}
 
@@ -32,7 +34,7 @@ UNIT = {"h": Scale(0.0, 1.0)}
 
 
 @given(
-    st.sampled_from(REWARD_TYPES),
+    st.sampled_from(sorted(COMBINERS)),
     st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5),
     st.floats(-3, 3, width=32),
     st.booleans(),

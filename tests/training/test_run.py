@@ -58,6 +58,7 @@ def test_flags_stay_at_the_top_and_hashes_have_one_key(world):
     run = started(world)
     content = json.loads((run.dir / "run.json").read_text())
     assert content.pop("inputs")["hashes"].keys() == {"train_file", "dev_file", "policy_ckpt", "holistic_model"}
+    assert content.pop("generation")["rollouts"]["do_sample"] is True
     assert content.pop("versions").keys() >= {"torch", "transformers", "peft"}
     assert content == run.args
 

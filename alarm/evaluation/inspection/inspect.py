@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...api import LENGTH, Task
+from ...combiners import COMBINERS
 from ...common.errors import UserError
 from ...common.files import is_finite_number, read_rows, require_fields
 from ...tasks.find import BUILT_IN, find_task
@@ -53,8 +54,8 @@ class TokenRow:
 class Decision:
     """What the recipe lets into the reward of one response."""
 
-    aspects: bool
-    holistic: bool
+    aspects: float  # the share that is paid, 0 to 1
+    holistic: float
     gate: str  # open, closed, undefined (h is not finite), not used
     why: str
 
@@ -147,7 +148,7 @@ def choose(
 ) -> list[Generation]:
     """Row `index` (from 1), or the rows whose query contains `query`, or all; `limit` of them at most.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if index is not None:
         if not 1 <= index <= len(generations):
@@ -251,6 +252,7 @@ def inspect_generations(
                     Scored(
                         reward=payment.rewards[k],
                         gate=payment.gate[k].item(),
+                        shares=(payment.share[k].item(), payment.holistic_share[k].item()),
                         h=payment.h[k].item(),
                         raw=measured.holistic[k].item(),
                         aspects={name: rows[k] for name, rows in shaped.items()},
@@ -273,6 +275,7 @@ class Scored:
 
     reward: Tensor  # (T,) what PPO is given
     gate: float
+    shares: tuple[float, float]  # of the aspects and of the holistic reward that are paid
     h: float
     raw: float
     aspects: dict[str, Tensor]  # name -> (T,) shaped, not weighed
@@ -296,7 +299,7 @@ def _inspect_one(
 
     tokens, text = shown_tokens(tokenizer, ids)
     too_short = not one.text.strip()
-    decision = decide(found.gate, found.h, too_short, recipe)
+    decision = decide(found.gate, found.h, too_short, recipe, found.shares)
     rows = []
     for name, rewards in found.aspects.items():
         weight = recipe.weights[name]
@@ -312,8 +315,8 @@ def _inspect_one(
     check = check_rewards(
         placed,
         tokens,
-        total if decision.aspects else torch.zeros(len(ids)),
-        recipe.holistic_weight * found.h if decision.holistic else 0.0,
+        total * decision.aspects if decision.aspects else torch.zeros(len(ids)),
+        decision.holistic * recipe.holistic_weight * found.h if decision.holistic else 0.0,
     )
     notes = []
     if text != one.text:
@@ -336,25 +339,32 @@ def _inspect_one(
     )
 
 
-def decide(gate: float, h: float, too_short: bool, recipe: RewardRecipe) -> Decision:
-    """What the recipe lets into the reward of a response, in words. gate: the one that was paid by (Payment.gate)."""
+def decide(
+    gate: float, h: float, too_short: bool, recipe: RewardRecipe, shares: tuple[float, float] = (0.0, 1.0)
+) -> Decision:
+    """What the recipe lets into the reward of a response, in words.
+
+    gate: the one that was paid by (Payment.gate). shares: what a combiner of the task's own paid (Payment.share).
+    """
     if too_short:
-        return Decision(False, True, "not used", f"no text: training sets h to {h:g} and leaves the aspects out")
+        return Decision(0.0, 1.0, "not used", f"no text: training sets h to {h:g} and leaves the aspects out")
     kind = recipe.reward_type
+    if kind not in COMBINERS:
+        aspects, holistic = shares
+        return Decision(aspects, holistic, "not used", f"reward type {kind}: {aspects:.3g} of the aspects is paid")
     if kind != "hierarchical":
         parts = {
-            "holistic_only": "the aspects never count",
-            "aspect_only": "the aspects count, the holistic reward does not",
-            "weighted_sum": "both always count",
+            "holistic_only": (0.0, 1.0, "the aspects never count"),
+            "aspect_only": (1.0, 0.0, "the aspects count, the holistic reward does not"),
+            "weighted_sum": (1.0, 1.0, "both always count"),
         }
-        return Decision(
-            kind != "holistic_only", kind != "aspect_only", "not used", f"reward type {kind}: {parts[kind]}"
-        )
+        aspects, holistic, words = parts[kind]
+        return Decision(aspects, holistic, "not used", f"reward type {kind}: {words}")
     if gate == 0:
-        return Decision(False, True, "closed", f"h {h:+.4f} < threshold {recipe.threshold:g}: the aspects are left out")
+        return Decision(0.0, 1.0, "closed", f"h {h:+.4f} < threshold {recipe.threshold:g}: the aspects are left out")
     if gate == 1:
-        return Decision(True, True, "open", f"h {h:+.4f} >= threshold {recipe.threshold:g}: the aspects count")
-    return Decision(True, True, "undefined", f"h is {h}, which has no side of the threshold {recipe.threshold:g}")
+        return Decision(1.0, 1.0, "open", f"h {h:+.4f} >= threshold {recipe.threshold:g}: the aspects count")
+    return Decision(1.0, 1.0, "undefined", f"h is {h}, which has no side of the threshold {recipe.threshold:g}")
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
@@ -364,7 +374,7 @@ def check_rewards(placed: Tensor, tokens: list[str], aspect_part: Tensor, holist
     """Whether reward t is on token t: the aspect rewards everywhere, and the holistic one on the last token alone.
 
     placed: (M,) what one row of the padded batch is paid, M >= T. tokens: T. aspect_part: (T,) what the aspects should
-    pay, zeros where they are left out. holistic_part: w_h h, or 0 where it is left out.
+    pay, zeros if they are left out. holistic_part: w_h h, or 0 where it is left out.
     """
     import torch
 

@@ -45,7 +45,7 @@ def signed(value: float) -> str:
 
 
 def shorten(text: str, limit: int = PROMPT_SHOWN) -> str:
-    """`text` without its middle where it is longer than `limit` characters."""
+    """`text` without its middle if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     return f"{text[: limit * 2 // 3]} [...] {text[-(limit // 3) :]}"

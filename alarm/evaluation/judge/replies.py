@@ -22,7 +22,7 @@ REFUSED, UNREADABLE, TOO_LONG, UNANSWERED = "refused", "unreadable", "too long",
 
 
 def parse_template(text: str) -> string.Template:
-    """A judge's template. Raises UserError where a placeholder is missing, unknown or malformed."""
+    """A judge's template. Raises UserError if a placeholder is missing, unknown or malformed."""
     template = string.Template(text)
     if not template.is_valid():
         raise UserError("the judge's template holds a $ that starts no placeholder; write $$ for a dollar sign")
@@ -154,7 +154,7 @@ class AnswerCache:
             self._file = None
 
     def add(self, key: str, answer: Answer) -> None:
-        """Write one answer down. Raises UserError where the disk is full."""
+        """Write one answer down. Raises UserError if the disk is full."""
         record = {"key": key, "preferred": answer.preferred, "failure": answer.failure, "reply": answer.reply}
         line = json.dumps(record).encode() + b"\n"
         try:

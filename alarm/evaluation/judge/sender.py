@@ -87,7 +87,7 @@ class Sender:
     async def ask(self, prompt: str) -> Answer:
         """Send one prompt until it is answered or its attempts are used up.
 
-        Raises UserError where no further request can succeed, and Stopped where another one found that out.
+        Raises UserError if no further request can succeed, and Stopped where another one found that out.
         """
         import openai
 
@@ -202,7 +202,7 @@ class Sender:
         raise UserError(f"the judge at {self.endpoint} answers: {says}; {hint}")
 
     def _lost(self, error: Exception) -> str:
-        """Count a request that got no answer. -> why. Raises UserError where the endpoint was never there."""
+        """Count a request that got no answer. -> why. Raises UserError if the endpoint was never there."""
         import openai
 
         cause = type(error.__cause__).__name__
@@ -232,7 +232,7 @@ def redact(text: str, api_key: str) -> str:
 
 
 def check_endpoint(base_url: str | None) -> str:
-    """The endpoint to use, without a slash at its end. Raises UserError where it is no http(s) URL, or holds a key."""
+    """The endpoint to use, without a slash at its end. Raises UserError if it is no http(s) URL, or holds a key."""
     url = (base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_ENDPOINT).strip().rstrip("/")
     try:
         parts = urlsplit(url)

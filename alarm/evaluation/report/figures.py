@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..compare import AVERAGE, HOLISTIC, SELF, criterion_title
+from ..compare import HOLISTIC, Comparison, criterion_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def short_names(names: list[str]) -> list[str]:
     for name in names:
         text = "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in name)
         if len(text) > LABEL_LENGTH:
-            # the first line ends where a word does, if it can
+            # the first line ends with a word if it can
             cut = max(text.rfind(end, 0, LABEL_LENGTH) for end in "_-. ") + 1
             cut = cut if cut > LABEL_LENGTH // 2 else LABEL_LENGTH
             rest = text[cut:]
@@ -52,7 +52,7 @@ def _png(figure: Figure, runs: int = 0) -> bytes:
 # --- win rates ---------------------------------------------------------------------------------------------------
 
 
-def win_rate_figure(results: dict[str, dict], lower_wins: frozenset[str]) -> bytes:
+def win_rate_figure(found: Comparison) -> bytes:
     """A heat map for each criterion: how often (percent) the row's run wins against the column's, and its average.
 
     Bold: the 95% interval leaves 50 out. At least two runs.
@@ -61,10 +61,9 @@ def win_rate_figure(results: dict[str, dict], lower_wins: frozenset[str]) -> byt
     from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
 
-    names = list(results)
+    names, criteria = found.runs, found.criteria
     labels = short_names(names)
-    criteria = list(results[names[0]][AVERAGE])
-    cells = [_cells(results, criterion) for criterion in criteria]
+    cells = [_cells(found, criterion) for criterion in criteria]
     rates = [rate for of_criterion in cells for rate, _ in of_criterion.values() if rate is not None]
     # as wide as the rates need, the same on both sides of 50, so that colours are comparable between panels
     reach = min(50, max(10, 5 * math.ceil(max((abs(rate - 50) for rate in rates), default=10) / 5)))
@@ -84,7 +83,7 @@ def win_rate_figure(results: dict[str, dict], lower_wins: frozenset[str]) -> byt
             axes.set_visible(False)
             continue
         _draw_rates(axes, cells[index], scale, len(names))
-        axes.set_title(criterion_title(criteria[index], lower_wins), fontsize=10, weight="bold")
+        axes.set_title(criterion_title(criteria[index], found.task.lower_wins), fontsize=10, weight="bold")
         axes.set_yticks(range(len(names)), labels, parse_math=False, fontsize=9)
         style = {"fontsize": 9, "rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks([*range(len(names)), len(names) + 0.2], [*labels, "average"], parse_math=False, **style)
@@ -95,21 +94,20 @@ def win_rate_figure(results: dict[str, dict], lower_wins: frozenset[str]) -> byt
     return _png(figure, len(names))
 
 
-def _cells(results: dict[str, dict], criterion: str) -> dict[tuple[int, int], tuple[float | None, bool]]:
+def _cells(found: Comparison, criterion: str) -> dict[tuple[int, int], tuple[float | None, bool]]:
     """{(row, column): (win rate, whether its interval leaves 50 out)}; the average is the last column."""
 
     def clear(interval: list[float] | None) -> bool:
         return interval is not None and not interval[0] <= 50 <= interval[1]
 
     cells = {}
-    names = list(results)
-    for row, name in enumerate(names):
-        for column, other in enumerate(names):
-            if results[name][other] != SELF:
-                pair = results[name][other][criterion]
-                cells[row, column] = pair["win_rate"], clear(pair.get("win_rate_interval"))
-        interval = results[name].get(f"{AVERAGE}-Interval", {}).get(criterion)
-        cells[row, len(names)] = results[name][AVERAGE][criterion], clear(interval)
+    for row, run in enumerate(found.runs):
+        for column, other in enumerate(found.runs):
+            if other != run:
+                pair = found.pairs[run, other][criterion]
+                cells[row, column] = pair.win_rate, clear(pair.win_rate_interval)
+        mean = found.averages[run][criterion]
+        cells[row, len(found.runs)] = mean.win_rate, clear(mean.interval)
     return cells
 
 
@@ -178,7 +176,7 @@ def distribution_figure(values: dict[str, dict[str, np.ndarray]], lower_wins: fr
 
 
 def bin_edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
-    """Edges over the middle 99% of values; one bin a number where they are few whole numbers."""
+    """Edges over the middle 99% of values; one bin a number if they are few whole numbers."""
     low, high = np.percentile(values, [0.5, 99.5])
     if np.all(values == np.round(values)) and high - low <= bins:
         return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5

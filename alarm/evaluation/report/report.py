@@ -6,8 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from itertools import combinations
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import numpy as np
 from ...api import Task
 from ...common.errors import UserError
 from ...common.files import whole_folder
-from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Generations, criterion_title
+from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, Generations, criterion_title
 from .page import Picture, choose_samples, html_page, markdown_report, samples_section
 from .tables import Column, Footnotes, Section, Table, fits, print_table
 
@@ -35,7 +34,6 @@ FILES = frozenset(
 class Setup:
     """How a comparison was made."""
 
-    task: Task
     folder: str
     prompts: int  # compared, of
     total_prompts: int
@@ -43,11 +41,6 @@ class Setup:
     seeds: tuple[str, ...]  # folder of each training seed; () without seed folders
     draws: int  # of the bootstrap
     judge: dict | None  # what the judge run was and cost; never a key
-
-    def settings(self) -> dict:
-        """As JSON."""
-        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "task"}
-        return {"task_type": self.task.name} | named
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
@@ -66,15 +59,6 @@ def _range(interval: list[float] | None) -> str:
     return "" if interval is None else f"\n{interval[0]:.1f}–{interval[1]:.1f}"
 
 
-def _criteria(results: dict) -> list[str]:
-    return list(next(iter(results.values()))[AVERAGE])
-
-
-def _pairs(results: dict) -> dict[str, dict]:
-    """{"a / b": {criterion: what `compare` found}}, each pair once."""
-    return {f"{a} / {b}": results[a][b] for a, b in combinations(results, 2)}
-
-
 def _columns(first: str, headings: Iterable[str]) -> tuple[Column, ...]:
     return (Column(first, text=True), *map(Column, headings))
 
@@ -90,38 +74,34 @@ def _one_section(rows: Iterable[tuple[str, ...]]) -> tuple[Section, ...]:
 # --- tables of a comparison --------------------------------------------------------------------------------------
 
 
-def metric_table(results: dict, task: Task) -> Table:
-    metrics = [key.removesuffix("-Mean") for key in next(iter(results.values())) if key.endswith("-Mean")]
+def metric_table(found: Comparison) -> Table:
     rows = []
-    for name, result in results.items():
-        means = [_spread(result[f"{metric}-Mean"], result.get(f"{metric}-Std"), 3) for metric in metrics]
-        ranges = [f"{result[f'{metric}-Min'] + 0.0:.3g} .. {result[f'{metric}-Max'] + 0.0:.3g}" for metric in metrics]
-        rows.append((name, *(f"{mean}\n{span}" for mean, span in zip(means, ranges, strict=True))))
-    seeds = any(f"{metrics[0]}-Std" in result for result in results.values())
-    note = "mean ± standard deviation of the seeds' means" if seeds else "mean"
-    return Table("Metrics", f"{note}, and min .. max below it", _criterion_columns(metrics, task), _one_section(rows))
-
-
-def win_rate_table(results: dict, task: Task, numbered: bool = False) -> Table:
-    """One run x run block for each criterion. numbered: the columns go by the number of the run."""
-    names = list(results)
-    rows, columns = names, names
-    if numbered:
-        columns = [f"#{number}" for number in range(1, len(names) + 1)]
-        rows = [f"{number} {name}" for number, name in zip(columns, names, strict=True)]
-    sections = []
-    for criterion in _criteria(results):
+    for run in found.runs:
         cells = [
-            [SELF if other == name else _number(results[name][other][criterion]["win_rate"]) for other in names]
-            + [_number(results[name][AVERAGE][criterion])]
-            for name in names
+            f"{_spread(one.mean, one.std, 3)}\n{one.least + 0.0:.3g} .. {one.greatest + 0.0:.3g}"
+            for one in found.metrics[run].values()
         ]
-        sections.append(
-            Section(
-                tuple((row, *line) for row, line in zip(rows, cells, strict=True)),
-                criterion_title(criterion, task.lower_wins),
-            )
-        )
+        rows.append((run, *cells))
+    note = "mean ± standard deviation of the seeds' means" if found.seeds > 1 else "mean"
+    columns = _criterion_columns(found.metrics[found.runs[0]], found.task)
+    return Table("Metrics", f"{note}, and min .. max below it", columns, _one_section(rows))
+
+
+def win_rate_table(found: Comparison, numbered: bool = False) -> Table:
+    """One run x run block for each criterion. numbered: the columns go by the number of the run."""
+    rows, columns = found.runs, found.runs
+    if numbered:
+        columns = [f"#{number}" for number in range(1, len(found.runs) + 1)]
+        rows = [f"{number} {name}" for number, name in zip(columns, found.runs, strict=True)]
+    sections = []
+    for criterion in found.criteria:
+        cells = [
+            [SELF if other == run else _number(found.pairs[run, other][criterion].win_rate) for other in found.runs]
+            + [_number(found.averages[run][criterion].win_rate)]
+            for run in found.runs
+        ]
+        title = criterion_title(criterion, found.task.lower_wins)
+        sections.append(Section(tuple((row, *line) for row, line in zip(rows, cells, strict=True)), title))
     return Table(
         "Win rates",
         "% of prompts that the row wins against the column, ties left out; '-': every prompt is a tie.\n"
@@ -131,11 +111,11 @@ def win_rate_table(results: dict, task: Task, numbered: bool = False) -> Table:
     )
 
 
-def inconsistency_table(results: dict) -> Table:
-    aspects = [criterion for criterion in _criteria(results) if criterion != HOLISTIC]
+def inconsistency_table(found: Comparison) -> Table:
+    aspects = [criterion for criterion in found.criteria if criterion != HOLISTIC]
     rows = [
-        (pair, *(_number(found[aspect]["holistic_reward_inconsistent"]) for aspect in aspects))
-        for pair, found in _pairs(results).items()
+        (pair, *(_number(rates[aspect].holistic_reward_inconsistent) for aspect in aspects))
+        for pair, rates in found.each_pair().items()
     ]
     return Table(
         f"Inconsistency with {HOLISTIC}",
@@ -146,13 +126,11 @@ def inconsistency_table(results: dict) -> Table:
     )
 
 
-def outcome_table(results: dict, criteria: Iterable[str], task: Task) -> Table:
+def outcome_table(found: Comparison, criteria: Iterable[str]) -> Table:
     """Wins, ties, losses and what follows from them, for every pair; one section a criterion."""
     footnotes = Footnotes()
 
-    def controlled(estimate: dict | None) -> str:
-        if estimate is None:
-            return "-"
+    def controlled(estimate: dict) -> str:
         if "refused" in estimate:
             return f"refused {footnotes.mark(estimate['refused'])}"
         return _number(estimate["win_rate"]) + _range(estimate["interval"])
@@ -160,18 +138,18 @@ def outcome_table(results: dict, criteria: Iterable[str], task: Task) -> Table:
     sections = []
     for criterion in criteria:
         rows = []
-        for pair, all_found in _pairs(results).items():
-            found = all_found[criterion]
+        for pair, all_rates in found.each_pair().items():
+            rates = all_rates[criterion]
             rows.append(
                 (
                     pair,
-                    *(str(found[outcome]) for outcome in ("wins", "ties", "losses")),
-                    _spread(found["win_rate"], found.get("win_rate_std")) + _range(found.get("win_rate_interval")),
-                    _number(found.get("win_rate_ties_half")) + _range(found.get("win_rate_ties_half_interval")),
-                    controlled(found.get("length_controlled")),
+                    *(str(count) for count in (rates.wins, rates.ties, rates.losses)),
+                    _spread(rates.win_rate, rates.win_rate_std) + _range(rates.win_rate_interval),
+                    _number(rates.win_rate_ties_half) + _range(rates.win_rate_ties_half_interval),
+                    controlled(rates.length_controlled),
                 )
             )
-        sections.append(Section(tuple(rows), criterion_title(criterion, task.lower_wins)))
+        sections.append(Section(tuple(rows), criterion_title(criterion, found.task.lower_wins)))
     return Table(
         "Wins, ties, losses",
         "of the first run of the pair against the second. Win rate: 100 W/(W+L). Ties half: 100 (W+T/2)/N. Length "
@@ -182,31 +160,25 @@ def outcome_table(results: dict, criteria: Iterable[str], task: Task) -> Table:
     )
 
 
-def average_table(results: dict, task: Task) -> Table:
-    rows = []
-    for name, result in results.items():
-        stds, intervals = result.get(f"{AVERAGE}-Std", {}), result.get(f"{AVERAGE}-Interval", {})
-        cells = [
-            _spread(rate, stds.get(criterion)) + _range(intervals.get(criterion))
-            for criterion, rate in result[AVERAGE].items()
-        ]
-        rows.append((name, *cells))
-    first = next(iter(results.values()))
+def average_table(found: Comparison) -> Table:
+    rows = [
+        (run, *(_spread(mean.win_rate, mean.std) + _range(mean.interval) for mean in found.averages[run].values()))
+        for run in found.runs
+    ]
     note = "mean of the win rates against the others, %"
-    if f"{AVERAGE}-Std" in first:
+    if found.seeds > 1:
         note += "; ± standard deviation over the seeds"
-    if f"{AVERAGE}-Interval" in first:
-        note += "; 95% interval below"
-    return Table("Average win rate", note, _criterion_columns(_criteria(results), task), _one_section(rows))
+    note += "; 95% interval below"
+    return Table("Average win rate", note, _criterion_columns(found.criteria, found.task), _one_section(rows))
 
 
-def judge_table(results: dict) -> Table:
+def judge_table(found: Comparison) -> Table:
     rows = []
-    for pair, all_found in _pairs(results).items():
-        found = all_found[JUDGE]
-        counts = [str(found.get(count, "-")) for count in ("wins", "ties", "losses", "identical", "failures")]
-        rates = [_number(found.get(rate)) for rate in ("flip_rate", "first_position_rate")]
-        rows.append((pair, *counts, *rates))
+    for pair, all_rates in found.each_pair().items():
+        rates = all_rates[JUDGE]
+        counts = (rates.wins, rates.ties, rates.losses, rates.judge.identical, rates.judge.failures)
+        shares = (rates.judge.flip_rate, rates.judge.first_position_rate)
+        rows.append((pair, *map(str, counts), *map(_number, shares)))
     return Table(
         "Judge",
         "Identical: equal answers, a tie without asking. Failures: prompts without a readable verdict, left out. "
@@ -232,21 +204,18 @@ def paper_table(task: Task) -> Table:
     )
 
 
-def comparison_tables(results: dict, setup: Setup) -> dict[str, Table]:
+def comparison_tables(found: Comparison, setup: Setup) -> dict[str, Table]:
     """Every table of a comparison under a short key, in the order of a report."""
-    task = setup.task
-    tables = {"metrics": metric_table(results, task)}
-    if len(results) > 1:
-        criteria = _criteria(results)
-        tables = {"average": average_table(results, task), **tables, "win-rates": win_rate_table(results, task)}
-        if all("wins" in found[criteria[0]] for found in _pairs(results).values()):
-            tables["outcomes"] = outcome_table(results, criteria, task)
-        tables["inconsistency"] = inconsistency_table(results)
-        if JUDGE in criteria:
-            tables["judge"] = judge_table(results)
+    tables = {"metrics": metric_table(found)}
+    if len(found.runs) > 1:
+        tables = {"average": average_table(found), **tables, "win-rates": win_rate_table(found)}
+        tables["outcomes"] = outcome_table(found, found.criteria)
+        tables["inconsistency"] = inconsistency_table(found)
+        if JUDGE in found.criteria:
+            tables["judge"] = judge_table(found)
     if setup.judge:
         tables["judge-run"] = judge_run_table(setup.judge)
-    return {**tables, "paper": paper_table(task)} if "rows" in task.paper else tables
+    return {**tables, "paper": paper_table(found.task)} if "rows" in found.task.paper else tables
 
 
 # --- tables of a selection ---------------------------------------------------------------------------------------
@@ -315,28 +284,32 @@ def selection_tables(selection: dict, task: Task) -> dict[str, Table]:
 # --- sentences ---------------------------------------------------------------------------------------------------
 
 
-def describe_comparison(results: dict, setup: Setup) -> list[str]:
+def describe_comparison(found: Comparison, setup: Setup) -> list[str]:
     """What was compared; how intervals were made; who leads the average win rate by the holistic reward, the judge."""
     prompts = f"all {setup.total_prompts} prompts"
     if setup.prompts != setup.total_prompts:
         prompts = f"{setup.prompts} of {setup.total_prompts} prompts, drawn with seed {setup.draw_seed}"
     seeds = f", {len(setup.seeds)} seeds ({', '.join(setup.seeds)})" if setup.seeds else ""
-    lines = [f"{setup.folder}: {len(results)} run{'s' if len(results) > 1 else ''}, {prompts}{seeds}"]
-    if len(results) == 1:
+    count = len(found.runs)
+    lines = [f"{setup.folder}: {count} run{'s' if count > 1 else ''}, {prompts}{seeds}"]
+    if count == 1:
         return [*lines, "One run only: nothing to compare it with."]
     over = "the prompts and the seeds" if len(setup.seeds) > 1 else "the prompts"
     lines.append(f"Intervals hold 95% of {setup.draws} bootstrap draws of {over}.")
     for criterion in (HOLISTIC, JUDGE):
-        rates = {name: result[AVERAGE].get(criterion) for name, result in results.items()}
-        known = {name: rate for name, rate in rates.items() if rate is not None}
+        known = {
+            run: means[criterion]
+            for run, means in found.averages.items()
+            if criterion in means and means[criterion].win_rate is not None
+        }
         if known:
-            best = max(known, key=known.get)
-            interval = results[best].get(f"{AVERAGE}-Interval", {}).get(criterion)
+            best = max(known, key=lambda run: known[run].win_rate)
+            interval = known[best].interval
             span = f" (95% interval {_range(interval).strip()})" if interval else ""
-            lines.append(f"Highest average win rate by {criterion}: {best}, {known[best]:.1f}%{span}.")
-    judged = [rates[JUDGE] for rates in _pairs(results).values() if JUDGE in rates]
-    if failures := sum(rates["failures"] for rates in judged):
-        total = failures + sum(rates[outcome] for rates in judged for outcome in ("wins", "ties", "losses"))
+            lines.append(f"Highest average win rate by {criterion}: {best}, {known[best].win_rate:.1f}%{span}.")
+    judged = [rates[JUDGE] for rates in found.each_pair().values() if JUDGE in rates]
+    if failures := sum(rates.judge.failures for rates in judged):
+        total = failures + sum(rates.wins + rates.ties + rates.losses for rates in judged)
         lines.append(f"The judge gave no verdict on {failures} of {total} comparisons, which its rates leave out.")
     return lines
 
@@ -357,7 +330,7 @@ def describe_selection(selection: dict) -> list[str]:
 
 
 def screen() -> Console:
-    """The terminal, or 100 columns where there is none to measure; a name that it cannot show gets question marks."""
+    """The terminal, or 100 columns if there is none to measure; a name that it cannot show gets question marks."""
     from rich.console import Console
 
     if hasattr(sys.stdout, "reconfigure"):
@@ -366,17 +339,17 @@ def screen() -> Console:
     return Console(width=None if sys.stdout.isatty() else 100, markup=False, emoji=False, highlight=False)
 
 
-def print_results(results: dict, setup: Setup, console: Console) -> None:
-    """Print what was compared and what `compare` returned as tables; the averages come last, where the eye is."""
-    tables = comparison_tables(results, setup)
-    compared, *lines = describe_comparison(results, setup)
+def print_results(found: Comparison, setup: Setup, console: Console) -> None:
+    """Print what was compared and what `compare` found as tables; the averages come last, where the eye is."""
+    tables = comparison_tables(found, setup)
+    compared, *lines = describe_comparison(found, setup)
     _say(compared, console, whole=True)  # a path can be copied
-    if len(results) > 1:
+    if len(found.runs) > 1:
         _say(lines.pop(0), console)
     console.print()
     print_table(tables["metrics"], console)
-    if len(results) > 1:
-        _print_pairs(results, setup, tables, console)
+    if len(found.runs) > 1:
+        _print_pairs(found, tables, console)
     for key in ("judge-run", "average"):
         if key in tables:
             print_table(tables[key], console)
@@ -384,21 +357,21 @@ def print_results(results: dict, setup: Setup, console: Console) -> None:
         _say(line, console)
 
 
-def _print_pairs(results: dict, setup: Setup, tables: dict[str, Table], console: Console) -> None:
-    rates, task = tables["win-rates"], setup.task
+def _print_pairs(found: Comparison, tables: dict[str, Table], console: Console) -> None:
+    rates = tables["win-rates"]
     if not fits(rates, console.width):
-        rates = win_rate_table(results, task, numbered=True)
+        rates = win_rate_table(found, numbered=True)
     if fits(rates, console.width):
         print_table(rates, console)
     else:
         _say(f"Win rates of single pairs: too wide for {console.width} columns; the results file has them.\n", console)
-    if len(_pairs(results)) > MOST_PAIRS:
-        _say(f"Tables of {len(_pairs(results))} pairs: too long for a screen; the results file has them.\n", console)
+    pairs = len(found.each_pair())
+    if pairs > MOST_PAIRS:
+        _say(f"Tables of {pairs} pairs: too long for a screen; the results file has them.\n", console)
     else:
         print_table(tables["inconsistency"], console)
-        if "outcomes" in tables:
-            shown = [criterion for criterion in _criteria(results) if criterion in (HOLISTIC, JUDGE)]
-            print_table(outcome_table(results, shown, task), console)
+        shown = [criterion for criterion in found.criteria if criterion in (HOLISTIC, JUDGE)]
+        print_table(outcome_table(found, shown), console)
         if "judge" in tables:
             print_table(tables["judge"], console)
 
@@ -438,7 +411,7 @@ def check_report_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds {foreign!a} beside a report, which would be lost; move it away")
 
 
-def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, list[Generations]]) -> None:
+def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str, list[Generations]]) -> None:
     """Write the report of a comparison: index.html, report.md, its PNGs and settings.json, whole or not at all.
 
     seeds: the compared runs of each seed, under "" where there are no seed folders. Raises UserError as
@@ -458,16 +431,16 @@ def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, lis
     pictures = {
         "metrics": Picture(
             "distributions.png",
-            distribution_figure(pooled, setup.task.lower_wins),
+            distribution_figure(pooled, found.task.lower_wins),
             "Histograms of every metric, one for each run, with quartiles and mean.",
             f"Distribution of every metric over the prompts{' of all seeds' if len(seeds) > 1 else ''}. What lies "
             "outside of the middle 99% is counted in the outermost bars.",
         )
     }
-    if len(results) > 1:
+    if len(found.runs) > 1:
         pictures["win-rates"] = Picture(
             "win_rates.png",
-            win_rate_figure(results, setup.task.lower_wins),
+            win_rate_figure(found),
             "Heat maps of the win rates, one for each criterion. The table below holds the same values.",
             "The darker, the more the row wins; bold: the 95% interval leaves 50 out. Long names are shortened; the "
             "order is that of the tables.",
@@ -475,11 +448,11 @@ def write_report(folder: Path, results: dict, setup: Setup, seeds: dict[str, lis
     _write(
         folder,
         COMPARISON,
-        f"{len(results)} run{'s' if len(results) > 1 else ''} compared ({setup.task.name})",
-        describe_comparison(results, setup),
-        comparison_tables(results, setup),
+        f"{len(found.runs)} run{'s' if len(found.runs) > 1 else ''} compared ({found.task.name})",
+        describe_comparison(found, setup),
+        comparison_tables(found, setup),
         pictures,
-        setup.settings(),
+        {"task_type": found.task.name, **asdict(setup)},
         samples=samples_section(runs, choose_samples(runs, setup.draw_seed), first_seed),
     )
 

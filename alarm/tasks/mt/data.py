@@ -37,7 +37,7 @@ def load_rows(source: str | Path, limit: int | None = None) -> list[dict]:
 
     The content of a file tells its format, and not its name. JSON may be gzip-compressed.
     Rows without a text under `es` or `en` are left out, counted and named in the log.
-    Raises UserError where the source cannot be read, and where no row is left.
+    Raises UserError if the source cannot be read, and where no row is left.
     """
     return _usable(_read(source, limit), source)
 
@@ -119,7 +119,7 @@ def _usable(rows: list[dict], source: str | Path) -> list[dict]:
 def load_parts(files: dict[str, str | None], source: str = DATASET) -> dict[str, list[dict]]:
     """The rows of each named split (train, dev, test): of its file, or where that is None the split of `source`.
 
-    Raises UserError where something cannot be read.
+    Raises UserError if something cannot be read.
     """
     splits = None if all(files.values()) else load_splits(source)
     return {split: load_rows(path) if path else getattr(splits, split) for split, path in files.items()}

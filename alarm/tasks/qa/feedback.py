@@ -15,6 +15,7 @@ from ...common.errors import UserError
 from ...common.files import is_text, read_rows, require_fields
 from ...common.texts import answer_key
 from ...models.classifiers import F_ERR, NF_ERR, NO_ERR
+from ..preferences import Pair
 
 if TYPE_CHECKING:
     from ..sentences import Splitter
@@ -130,7 +131,7 @@ def relevance_labels(text: str, units: list[Span], errors: tuple[dict, ...]) -> 
 
 
 def factuality_labels(text: str, units: list[Span], errors: tuple[dict, ...]) -> list[int]:
-    """F_ERR for each sentence that a factual error touches, IGNORED where only other errors do, else NO_ERR.
+    """F_ERR for each sentence that a factual error touches, IGNORED if only other errors do, else NO_ERR.
 
     Annotators did not check the facts of what they had marked as irrelevant.
     """
@@ -144,17 +145,6 @@ def factuality_labels(text: str, units: list[Span], errors: tuple[dict, ...]) ->
 # --- pairs of answers ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to one prompt, the first one better."""
-
-    question: str  # what tells held-out examples from training ones: the prompt itself where there is no question
-    prompt: str
-    chosen: str
-    rejected: str
-    kind: str  # where the pair comes from
-
-
 def preference_pairs(row: Feedback) -> list[Pair]:
     """The comparisons of a row that are no ties."""
     pairs = []
@@ -166,10 +156,10 @@ def preference_pairs(row: Feedback) -> list[Pair]:
 
 
 def completeness_pairs(row: Feedback, splitter: Splitter) -> list[Pair]:
-    """Pairs whose order by covered information is sure.
+    """Pairs in which one answer surely covers more information.
 
-    `added`: the corrected answer against the first answer, where that one was found to miss information.
-    `left out`: the corrected answer against itself less its longest sentence.
+    `added`: the corrected answer against the first answer, if that one misses information.
+    `left out`: the corrected answer against itself without its longest sentence.
     """
     if not row.corrected:
         return []
@@ -182,10 +172,3 @@ def completeness_pairs(row: Feedback, splitter: Splitter) -> list[Pair]:
         rest = " ".join(row.corrected[start:end] for start, end in sentences if (start, end) != gone)
         pairs.append(Pair(row.question, row.prompt, row.corrected, rest, "left out"))
     return pairs
-
-
-def load_pairs(path: str | Path) -> list[Pair]:
-    """Read {prompt, chosen, rejected} rows."""
-    rows = read_rows(path)
-    require_fields(rows, dict.fromkeys(("prompt", "chosen", "rejected"), str), path)
-    return [Pair(row["prompt"], row["prompt"], row["chosen"], row["rejected"], "pair") for row in rows]

@@ -179,7 +179,7 @@ def test_a_failure_is_counted_named_and_the_texts_are_checked_again(stub, caplog
 def test_a_server_that_keeps_failing_ends_the_run_with_one_line(stub, what):
     stub.always = what
     checker = remote(stub, max_failures=3)
-    with pytest.raises(GrammarServiceError, match="3 times in a row") as error:
+    with pytest.raises(GrammarServiceError, match="3 times") as error:
         checker.check(TEXTS)
     assert "\n" not in str(error.value)
     assert isinstance(error.value, UserError)
@@ -222,7 +222,7 @@ def test_patience_ends_in_one_line_that_names_the_wait(stub, asked, requests):
 
 def test_503_without_a_time_is_a_failure_like_any_other(stub):
     stub.always = "503"
-    with pytest.raises(GrammarServiceError, match="2 times in a row"):
+    with pytest.raises(GrammarServiceError, match="2 times"):
         remote(stub, max_failures=2).check(TEXTS)
 
 
@@ -241,7 +241,7 @@ def test_what_was_answered_before_the_failure_is_not_asked_again(stub):
 
 
 def test_a_server_that_is_not_there(fake_java):
-    with pytest.raises(UserError, match=r"no LanguageTool at --grammar_server http://127\.0\.0\.1.*rules"):
+    with pytest.raises(UserError, match=r"--grammar_server http://127\.0\.0\.1.*--grammar_backend rules"):
         make_checker(server=f"127.0.0.1:{free_port()}")
 
 
@@ -335,7 +335,7 @@ def test_a_busy_port_is_named_and_another_one_taken(fake_java, caplog):
 def test_a_server_that_dies_at_start_ends_the_run_with_its_own_words(fake_java, monkeypatch):
     monkeypatch.setenv("FAKE_JAVA_DIES", "1")
     checker = LanguageToolChecker(LocalServer(fake_java), max_failures=3, pause=0.01)
-    with pytest.raises(GrammarServiceError, match=r"3 times in a row.*out of luck.*--resume.*--grammar_backend rules"):
+    with pytest.raises(GrammarServiceError, match=r"3 times.*out of luck.*--resume.*--grammar_backend rules"):
         checker.check(TEXTS)
     checker.close()
     assert not checker.server.folder.exists()
@@ -482,7 +482,7 @@ def test_without_java_one_line_says_how_to_get_it(monkeypatch, tmp_path):
 @pytest.mark.parametrize("version", ["11.0.2", "1.8.0_292"])
 def test_an_old_java_is_named(fake_java, monkeypatch, version):
     monkeypatch.setenv("FAKE_JAVA_VERSION", version)
-    with pytest.raises(UserError, match=r"is Java (11|8)"):
+    with pytest.raises(UserError, match=r"Java 17.*Java (11|8)"):
         make_checker()
 
 
@@ -501,7 +501,7 @@ def test_the_stand_in_says_loudly_what_it_is_and_is_no_default(caplog):
 
 
 def test_backends_that_contradict_are_refused():
-    with pytest.raises(UserError, match="drop one"):
+    with pytest.raises(UserError, match="--grammar_server"):
         make_checker("rules", "localhost:8081")
-    with pytest.raises(UserError, match="none of"):
+    with pytest.raises(UserError, match=r"magic.*languagetool, rules"):
         make_checker("magic")

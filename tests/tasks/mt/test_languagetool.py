@@ -12,9 +12,12 @@ import pytest
 import torch
 from tasks.mt.languagetool_stub import group_members, java_of
 
-from alarm.tasks.mt.aspects import MTAspects
+from alarm.scoring import place
+from alarm.tasks.mt.aspects import Grammar
 from alarm.tasks.mt.grammar.checker import LanguageToolChecker
 from alarm.tasks.mt.grammar.server import LocalServer, RemoteServer, free_port
+from alarm.tasks.mt.spec import GRAMMAR
+from alarm.tasks.spans import token_offsets
 from alarm.types import Rollout
 from helpers import CHECKPOINTS, FIXTURES
 
@@ -89,11 +92,12 @@ def test_killed_twice_rewards_equal_those_of_an_undisturbed_run(languagetool, tm
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "small-t5-tokenizer")
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
-    n = len(ids)
-    rollout = Rollout(ids, ids, [""] * n, TEXTS, [{}] * n, torch.zeros(n, dtype=torch.bool))
+    n, decoded = len(ids), [token_offsets(tokenizer, row) for row in ids]
+    texts = [text for text, _ in decoded]
+    rollout = Rollout(ids, ids, [""] * n, texts, [{}] * n, torch.zeros(n, dtype=torch.bool))
 
     def rewards(checker):
-        return MTAspects(checker, tokenizer)(rollout, ["grammar"])["grammar"]
+        return place(GRAMMAR, Grammar(checker, correct=0.0, incorrect=-1.0)(rollout), decoded)
 
     undisturbed = rewards(languagetool)
     assert sum(undisturbed.metrics["grammar_errors"]) >= len(PLANTED) - 2  # emoji and accents are lost in the ids
@@ -108,7 +112,8 @@ def test_killed_twice_rewards_equal_those_of_an_undisturbed_run(languagetool, tm
         assert checker.counts["restarts"] == 1
         assert "checked again" in caplog.text
         assert found.metrics == undisturbed.metrics
-        assert all(map(torch.equal, found.rewards, undisturbed.rewards))
+        assert all(map(torch.equal, found.tokens, undisturbed.tokens))
+        assert all(map(torch.equal, found.values, undisturbed.values))
         assert not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE
     server.close()
 

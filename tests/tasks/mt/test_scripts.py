@@ -201,7 +201,7 @@ def test_generation_file_is_what_the_comparison_reads(world, train_ppo, tmp_path
 
 
 def test_test_obeys_the_batch_size(world, train_ppo, tmp_path, monkeypatch):
-    import alarm.training.loop
+    import alarm.training.evaluate
 
     sizes = []
 
@@ -209,8 +209,8 @@ def test_test_obeys_the_batch_size(world, train_ppo, tmp_path, monkeypatch):
         sizes.append(len(prompts))
         return sample_rollout(generate, tokenizer, prompts)
 
-    sample_rollout = alarm.training.loop.sample_rollout
-    monkeypatch.setattr(alarm.training.loop, "sample_rollout", counting)
+    sample_rollout = alarm.training.evaluate.sample_rollout
+    monkeypatch.setattr(alarm.training.evaluate, "sample_rollout", counting)
     train_ppo([*world.flags, "--test", "--batch_size", "7", "--save_dir", str(tmp_path / "out.json")])
     assert sizes == [7, 5]
 
@@ -462,14 +462,16 @@ def test_sft_starts_from_the_weights_alone(world, sft, tmp_path, capfd, fresh_ac
 
 def test_a_translation_ends_at_every_end_token(tmp_path, fresh_accelerate):
     """A list in the generation config, another id in the config, and the tokenizer's."""
+    from transformers import AutoTokenizer
+
     from alarm.tasks.mt.spec import TASK
     from alarm.training.generate import answer_all
-    from alarm.training.policy import load_policy, load_tokenizer
+    from alarm.training.policy import load_policy
     from alarm.training.rollout import encode_prompts
     from trl.generation import GREEDY
 
     folder = str(CHECKPOINTS / "tiny-mt5")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = load_policy(folder, tokenizer, "float32")
     model = policy.pretrained_model
     prompts, _ = encode_prompts(tokenizer, [{"translation": {"es": es}} for es, _ in PAIRS], TASK, 32)

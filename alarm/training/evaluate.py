@@ -1,0 +1,132 @@
+"""The policy on prompts that it does not train on: the dev file during training and --test are the same thing."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from trl.generation import GREEDY, SAMPLING
+
+from ..common.console import say_counts, show
+from ..common.files import write_json
+from ..rewards import RewardRecipe, combine
+from ..scoring import Scorer, measure, metrics_of
+from ..types import Measured, Rollout
+from .generate import Generate, generator
+from .log import means
+from .processes import failing_together
+from .provenance import sidecar
+from .rollout import Prompt, deal_batches, sample_rollout
+from .run import finite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trl.models import PreTrainedModelWrapper
+
+NOT_PUBLISHED = ("index", "total_reward")
+
+
+def evaluate(
+    prompts: list[Prompt],
+    generate: Generate,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    recipe: RewardRecipe,
+    accelerator: Accelerator,
+    batch_size: int,
+    title: str,
+    sampling_seed: int | None = None,
+) -> list[dict]:
+    """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
+
+    Each batch is the same, with the same random state where `sampling_seed` is given, whatever the number of
+    processes, and so are the records.
+    """
+    records = []
+    with failing_together(accelerator):
+        for batch, rollout, measured in answered(
+            prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
+        ):
+            payment = combine(measured, recipe)
+            metrics = metrics_of(measured, payment)
+            for k, i in enumerate(batch):
+                record = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
+                record |= {name: values[k] for name, values in metrics.items()}
+                record["total_reward"] = payment.rewards[k].sum().item()
+                records.append(record)
+    records = gather_object(records)
+    return sorted(records, key=lambda record: (record["query"], record["index"]))
+
+
+def answered(
+    prompts: list[Prompt],
+    generate: Generate,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    accelerator: Accelerator,
+    batch_size: int,
+    title: str,
+    sampling_seed: int | None,
+) -> Iterator[tuple[list[int], Rollout, Measured]]:
+    """This process's batches of `prompts`, answered and measured by all aspects: their numbers, rollout, scores."""
+    mine = deal_batches(prompts, batch_size, accelerator.process_index, accelerator.num_processes)
+    for number, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        if sampling_seed is not None:
+            torch.manual_seed(sampling_seed + number)
+        rollout = sample_rollout(generate, tokenizer, [prompts[i] for i in batch])
+        # an empty answer is scored as it stands: the penalty and the second try belong to training
+        rollout = replace(rollout, too_short=torch.zeros_like(rollout.too_short))
+        yield batch, rollout, measure(rollout, scorer, scorer.aspects)
+
+
+def run_test(
+    policy: PreTrainedModelWrapper,
+    scorer: Scorer,
+    recipe: RewardRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    args: Namespace,
+    meta: Callable[[dict], dict],
+) -> None:
+    """Answer and score `prompts`; write the records to the JSON file at args.save_dir, and show their means.
+
+    meta: generation settings -> what the file depends on, for its sidecar.
+    """
+    settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": args.max_generated_len}
+    started = time.perf_counter()
+    accelerator = Accelerator()
+    records = evaluate(
+        prompts,
+        generator(policy, tokenizer, **settings),
+        tokenizer,
+        scorer,
+        recipe,
+        accelerator,
+        args.batch_size,
+        title="test",
+        sampling_seed=args.seed if args.test_do_sample else None,
+    )
+    if accelerator.is_main_process:
+        keys = {metric.name: metric.key for metric in scorer.task.metrics}
+        published = [
+            {keys.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
+            for record in records
+        ]
+        sidecar(args.save_dir).unlink(missing_ok=True)  # of a file that is replaced now
+        write_json(args.save_dir, [finite(record) for record in published])
+        write_json(sidecar(args.save_dir), meta(settings))
+        show(f"{args.policy_ckpt} on {len(records)} prompts", {"mean": means(records)})
+        empty = sum(not record["generation"].strip() for record in records)
+        unscored = sum(None in finite(record).values() for record in records)
+        print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s")
+        say_counts({"empty answers": empty, "answers with a score that is not finite (null in the file)": unscored})
+    say_counts(scorer.counts(), accelerator)
