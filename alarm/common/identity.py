@@ -16,7 +16,7 @@ from .files import read_json
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _SETTINGS = ("config.json", "adapter_config.json", "generation_config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER += ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
+_TOKENIZER += ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja")
 
 LARGE = 2**24  # bytes; the hashes of smaller files are not worth remembering
 

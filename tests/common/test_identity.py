@@ -63,11 +63,12 @@ def test_rows_are_known_by_their_values():
 
 def test_every_file_of_a_model_counts_and_others_do_not(tmp_path):
     folder = model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     first = model_identity(folder)
     (folder / "README.md").write_text("notes")
     (folder / "metrics.json").write_text("{}")
     assert changes(first, model_identity(folder)) == []
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
         before = (folder / file).read_bytes()
         (folder / file).write_bytes(b"another")
         (change,) = changes(first, model_identity(folder))
