@@ -38,7 +38,17 @@ PAY = ("last", "tokens")
 HOLISTIC, LENGTH = "holistic_reward", "response_length"
 # other keys of generations files and logs, which no metric may have
 RESERVED = ("query", "generation", "index", "total_reward", "reward", "gate_rate", "empty_rate", "aspect_paid")
-RESERVED += ("holistic_paid", "aspect_share", "skipped", "kl", "kl_coef", "entropy", "policy_kl", "early_stopped")
+RESERVED += (
+    "holistic_paid",
+    "response_paid",
+    "aspect_share",
+    "skipped",
+    "kl",
+    "kl_coef",
+    "entropy",
+    "policy_kl",
+    "early_stopped",
+)
 
 
 def total(score: Score) -> float:
@@ -131,6 +141,7 @@ class Aspect:
     flag, weight: name (without --) and default of its weight. A new aspect takes no part unless it is given one.
     flags: constants of its own, for one with `load`.
     calibrated: what a calibration describes, in words.
+    best: the value of a unit without fault, for a function; `--shaping centred` pays 0 for it.
     """
 
     name: str
@@ -141,6 +152,7 @@ class Aspect:
     weight: float = 0.0
     flags: Sequence[Flag] = ()
     calibrated: str = ""
+    best: float = 0.0
 
     def __post_init__(self):
         what = f"aspect {self.name!r}"

@@ -51,7 +51,8 @@ class HierarchicalReward:
         threshold: float = 0.0,
         holistic_mean: float = 0.0,
         holistic_std: float = 1.0,
-        sigmoid_shaping: bool = False,
+        shaping: str = "none",
+        placement: str = "spans",
         flags: Mapping[str, Any] | None = None,
         holistic_max_tokens: int = 1024,
         batch_size: int = 8,
@@ -70,7 +71,7 @@ class HierarchicalReward:
         self.weights = {aspect.name: 0.0 for aspect in self.task.aspects}
         for name, weight in (weights or {}).items():
             self.weights[self.task.aspect(name).name] = weight
-        self.combine, self.sigmoid_shaping = combine, sigmoid_shaping
+        self.combine, self.shaping, self.placement = combine, shaping, placement
         self.holistic_weight, self.threshold = holistic_weight, threshold
         self.holistic_mean, self.holistic_std = holistic_mean, holistic_std
         defaults = {flag.name: flag.default for aspect in self.task.aspects for flag in aspect.flags}
@@ -110,7 +111,8 @@ class HierarchicalReward:
             self.weights,
             self.holistic_mean,
             self.holistic_std,
-            sigmoid_shaping=self.sigmoid_shaping,
+            shaping=self.shaping,
+            placement=self.placement,
             combiner=self.combine if callable(self.combine) else None,
         )
         too_short = torch.zeros(len(answers), dtype=torch.bool)
@@ -122,7 +124,7 @@ class HierarchicalReward:
             holistic=payment.h,
             gate=payment.gate,
             aspects={
-                name: [row.sum().item() for row in aspect_rewards(score, measured.lengths, self.sigmoid_shaping)]
+                name: [row.sum().item() for row in aspect_rewards(score, measured.lengths, self.shaping)]
                 for name, score in measured.aspects.items()
             },
             metrics=metrics_of(measured, payment),

@@ -6,95 +6,92 @@ a list of (T_i,) float32 tensors, one value per response token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .combiners import COMBINERS, Combiner
-from .types import Measured, Payment, TokenScore
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-
-    from .api import Task
+from .combiners import group_moments
+from .recipe import RewardRecipe
+from .types import Measured, Payment, Scores, TokenScore
 
 TOO_SHORT_HOLISTIC = -10.0  # instead of the z-normalised holistic reward of a response without text
+Gather = Callable[[Tensor], tuple[Tensor, int]]  # rows of this process -> rows of all, and where these begin
 
 
-@dataclass(frozen=True)
-class RewardRecipe:
-    """How aspect and holistic rewards become the one reward that PPO sees."""
+def combine(
+    measured: Measured, recipe: RewardRecipe, groups: Tensor | None = None, gather: Gather | None = None
+) -> Payment:
+    """What each response of a rollout is paid, and its parts: everything computed once.
 
-    reward_type: str  # a name in COMBINERS, or of the task's own combiner
-    threshold: float  # hierarchical: aspects are added where h >= threshold
-    holistic_weight: float  # w_h
-    weights: dict[str, float] = field(default_factory=dict)  # aspect name -> w
-    holistic_mean: float = 0.0  # of raw holistic scores, for the z-normalisation
-    holistic_std: float = 1.0
-    length_mean: float | None = None  # set: T / length_mean takes the place of the aspect sum (an ablation)
-    sigmoid_shaping: bool = False  # pass each value of an aspect through a sigmoid
-    combiner: Combiner | None = None  # None: the one that `reward_type` names
-
-    @classmethod
-    def from_flags(cls, args: Namespace, task: Task) -> RewardRecipe:
-        """From the parsed flags of train_ppo.py."""
-        return cls(
-            reward_type=args.reward_type,
-            threshold=args.hierarchical_threshold,
-            holistic_weight=args.holistic_reward_weight,
-            weights=task.weights(args),
-            holistic_mean=args.ultra_mean,
-            holistic_std=args.ultra_std,
-            length_mean=args.length_mean if args.length_reward else None,
-            sigmoid_shaping=args.sigmoid_shaping,
-            combiner=task.all_combiners[args.reward_type],
-        )
-
-    @property
-    def paid_aspects(self) -> tuple[str, ...]:
-        """The aspects whose values reach the reward. The others need not be computed to train."""
-        if self.reward_type == "holistic_only" or self.length_mean is not None:
-            return ()
-        return tuple(name for name, weight in self.weights.items() if weight != 0)
-
-    def __post_init__(self):
-        if self.combiner is None:
-            if self.reward_type not in COMBINERS:
-                raise ValueError(f"reward_type {self.reward_type!r} is none of {', '.join(COMBINERS)}")
-            object.__setattr__(self, "combiner", COMBINERS[self.reward_type])
+    groups: (B,) int64, equal for answers to one prompt. gather: for several processes, so that combiners read the
+    responses of all.
+    """
+    gather = gather or (lambda rows: (rows, 0))
+    raw = less_baseline(measured, recipe, groups, gather)
+    h = normalise_holistic(raw, recipe.holistic_mean, recipe.holistic_std, measured.too_short)
+    return pay(aspects_of(measured, recipe), measured.lengths, h, measured.too_short, recipe, groups, gather)
 
 
-def combine(measured: Measured, recipe: RewardRecipe) -> Payment:
-    """What each response of a rollout is paid, and its parts: everything computed once."""
-    h = normalise_holistic(measured.holistic, recipe.holistic_mean, recipe.holistic_std, measured.too_short)
-    return combine_rewards(aspect_sum(measured, recipe), h, measured.too_short, recipe)
+def less_baseline(measured: Measured, recipe: RewardRecipe, groups: Tensor | None, gather: Gather) -> Tensor:
+    """Raw holistic scores less their baseline, so that levels of different prompts do not count. -> (B,).
+
+    `group`: the mean of the prompt's answers that have text. The others are in `measured.baseline`. A preference model
+    learns from pairs, which leave the level of each prompt free.
+    """
+    if recipe.baseline == "none":
+        return measured.holistic
+    if measured.baseline is not None:
+        return measured.holistic.double() - measured.baseline
+    if recipe.baseline != "group" or groups is None:
+        raise ValueError(f"the baseline {recipe.baseline!r} was not measured")
+    table = torch.stack([measured.holistic.double(), groups.double(), (~measured.too_short).double()], dim=1)
+    union, start = gather(table)
+    raw, (_, ids), counted = union[:, 0], union[:, 1].unique(return_inverse=True), union[:, 2] == 1
+    mean, _, _ = group_moments(raw[:, None], ids, counted)
+    return measured.holistic.double() - mean[start : start + len(groups), 0]
 
 
-def aspect_sum(measured: Measured, recipe: RewardRecipe) -> list[Tensor]:
-    """The weighted sum of the shaped aspects, or what takes its place, before any gate. -> B x (T_i,)."""
+def aspects_of(measured: Measured, recipe: RewardRecipe) -> dict[str, list[Tensor]]:
+    """Name -> what is paid for it before weights and gate, B x (T_i,), for all that reaches the reward."""
     if recipe.length_mean is not None:
-        return length_rewards(measured.lengths, recipe.length_mean)
-    if not measured.aspects:
-        return [torch.zeros(length) for length in measured.lengths]
-    shaped = {
-        name: aspect_rewards(score, measured.lengths, recipe.sigmoid_shaping)
-        for name, score in measured.aspects.items()
+        return {"length": length_rewards(measured.lengths, recipe.length_mean)}
+    return {
+        name: aspect_rewards(measured.aspects[name], measured.lengths, recipe.shaping, recipe.placement)
+        for name in recipe.paid_aspects
     }
-    return weigh_aspects(shaped, recipe.weights)
 
 
-def aspect_rewards(score: TokenScore, lengths: list[int], sigmoid_shaping: bool) -> list[Tensor]:
+def aspect_rewards(score: TokenScore, lengths: list[int], shaping: str, placement: str = "spans") -> list[Tensor]:
     """One aspect's value on each response token, shaped but not weighed; 0 on tokens that carry none. -> B x (T_i,).
 
-    Values that meet on a token are shaped, then added.
+    Values that meet on a token are shaped, then added. placement: `spans`, where the aspect put them;
+    `mean_over_spans`, there and divided by their number, so that more of them earn no more; `last`, their sum on the
+    last token; `uniform`, an equal part of their sum on each token (ABC's control, arXiv 2402.00782).
     """
     rewards = [torch.zeros(length) for length in lengths]
     for row, tokens, values in zip(rewards, score.tokens, score.values, strict=True):
-        shaped = sigmoid_shape(values) if sigmoid_shaping else values
-        row.index_add_(0, tokens, shaped.float())
+        shaped = shape(values, shaping, score.best).float()
+        if placement == "mean_over_spans":
+            shaped = shaped / max(len(shaped), 1)
+        if placement in ("spans", "mean_over_spans"):
+            row.index_add_(0, tokens, shaped)
+        elif placement == "last":
+            row[-1:] = shaped.sum()
+        else:
+            row[:] = shaped.sum() / max(len(row), 1)
     return rewards
+
+
+def shape(values: Tensor, shaping: str, best: float = 0.0) -> Tensor:
+    """The values of an aspect, shaped one by one.
+
+    `sigmoid`: sg(x), positive, so that crossing the threshold never lowers the total; but each value earns something,
+    so that length is paid. `centred`: sg(x) - sg(best), which is 0 for a unit without fault and below 0 for the others.
+    """
+    if shaping == "none":
+        return values
+    return sigmoid_shape(values) - (0.0 if shaping == "sigmoid" else sigmoid_shape(values.new_tensor(best)))
 
 
 def sigmoid_shape(x: Tensor) -> Tensor:
@@ -120,12 +117,13 @@ def open_gate(holistic: Tensor, too_short: Tensor, threshold: float) -> Tensor:
     return gate.masked_fill(too_short, 0.0)
 
 
-def weigh_aspects(rewards: dict[str, list[Tensor]], weights: dict[str, float]) -> list[Tensor]:
-    """Per response, sum over aspects of weight * rewards. -> B x (T_i,). An aspect of weight 0 takes no part."""
-    total = [torch.zeros_like(row) for row in next(iter(rewards.values()))]
-    for name, rows in rewards.items():
-        if weights[name] != 0:
-            total = [t + weights[name] * row for t, row in zip(total, rows, strict=True)]
+def weigh_aspects(aspects: dict[str, list[Tensor]], factors: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Per response, sum over its K aspects of factor * rewards. factors: (B, K). -> B x (T_i,). Factor 0: left out."""
+    total = [torch.zeros(length) for length in lengths]
+    for k, rows in enumerate(aspects.values()):
+        for i, factor in enumerate(factors[:, k].tolist()):
+            if factor != 0:
+                total[i] = total[i] + factor * rows[i]
     return total
 
 
@@ -134,27 +132,49 @@ def length_rewards(lengths: list[int], length_mean: float) -> list[Tensor]:
     return [_on_last_token(length, length / length_mean) for length in lengths]
 
 
-def combine_rewards(aspects: list[Tensor], holistic: Tensor, too_short: Tensor, recipe: RewardRecipe) -> Payment:
-    """What each response is paid: its share of the aspects, and of w_h * h on the last token (see alarm.combiners).
+def pay(
+    aspects: dict[str, list[Tensor]],
+    lengths: list[int],
+    h: Tensor,
+    too_short: Tensor,
+    recipe: RewardRecipe,
+    groups: Tensor | None = None,
+    gather: Gather | None = None,
+) -> Payment:
+    """What each response is paid: its shares of w_k * aspect k and, on the last token, of w_h * h (alarm.combiners).
 
-    aspects B x (T_i,), holistic (B,) float64 normalised, too_short (B,) bool.
-
-    A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type. The gate is computed
-    in every reward type, because the log reports how many responses reach it.
+    aspects: name -> B x (T_i,), not weighed. h (B,) float64 normalised, too_short (B,) bool; groups, gather: as for
+    `combine`. A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type. The gate
+    is computed in every reward type, because the log reports how many responses reach it.
     """
-    gate = open_gate(holistic, too_short, recipe.threshold)
-    share, holistic_share = recipe.combiner(holistic, gate, recipe)
-    share, holistic_share = share.masked_fill(too_short, 0.0), holistic_share.masked_fill(too_short, 1.0)
-    paid_holistic = torch.where(holistic_share == 0, 0.0, holistic_share * (recipe.holistic_weight * holistic))
-    # what is left out must leave no trace, and 0 * NaN would be one
-    paid_aspects = [
-        torch.zeros(len(row)) if part == 0 else part * row.float().cpu()
-        for row, part in zip(aspects, share.tolist(), strict=True)
-    ]
-    rewards = [
-        row + _on_last_token(len(row), value) for row, value in zip(paid_aspects, paid_holistic.tolist(), strict=True)
-    ]
-    return Payment(rewards, paid_aspects, paid_holistic, gate, holistic, share, holistic_share)
+    h, gather = h.double(), gather or (lambda rows: (rows, 0))
+    aspects = {name: [row.float().cpu() for row in aspects[name]] for name in recipe.paid if name in aspects}
+    weights = h.new_tensor([recipe.paid[name] for name in aspects])
+    gate = open_gate(h, too_short, recipe.threshold)
+
+    # 1. what the combiner decides, for the responses of all processes
+    sums = [h.new_tensor([row.double().sum().item() for row in rows]) for rows in aspects.values()]
+    none = torch.full_like(h, -1.0)  # of no group
+    table = torch.stack([h, gate, ~too_short, none if groups is None else groups, *sums], dim=1)
+    union, start = gather(table)
+    counted, found = union[:, 2] == 1, None if groups is None else union[:, 3].long()
+    scores = Scores(union[:, 0], union[:, 1], union[:, 4:], weights, tuple(aspects), counted, found)
+    shares = recipe.combiner(scores, recipe)
+
+    # 2. the part of this process
+    mine = slice(start, start + len(h))
+    share = shares.aspects if shares.aspects.dim() == 2 else shares.aspects[:, None].expand(-1, len(aspects))
+    share = share[mine].masked_fill(too_short[:, None], 0.0)
+    holistic_share = shares.holistic[mine].masked_fill(too_short, 1.0)
+    response = None if shares.response is None else shares.response[mine].masked_fill(too_short, 0.0)
+
+    # 3. the rewards; what is left out must leave no trace, and 0 * NaN would be one
+    paid_holistic = torch.where(holistic_share == 0, 0.0, holistic_share * (recipe.holistic_weight * h))
+    paid_aspects = weigh_aspects(aspects, torch.where(share == 0, 0.0, share * weights), lengths)
+    last = paid_holistic if response is None else paid_holistic + response
+    rewards = [row + _on_last_token(len(row), value) for row, value in zip(paid_aspects, last.tolist(), strict=True)]
+    totals = scores.aspects[counted]
+    return Payment(rewards, paid_aspects, paid_holistic, response, gate, h, share, holistic_share, totals)
 
 
 def _on_last_token(length: int, value: float) -> Tensor:

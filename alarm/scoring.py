@@ -75,7 +75,7 @@ def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
             aspect = replace(aspect, pay="last")
         aspects[name] = place(aspect, found, decoded)
     holistic = None if scorer.holistic is None else scorer.holistic(rollout)
-    return Measured(lengths, rollout.too_short, holistic, aspects)
+    return Measured(lengths, rollout.too_short, holistic, aspects, rollout.baseline)
 
 
 def checked(aspect: Aspect, loaded: Loaded, rollout: Rollout, source: str) -> AspectScore:
@@ -103,7 +103,7 @@ def checked(aspect: Aspect, loaded: Loaded, rollout: Rollout, source: str) -> As
     for metric in aspect.metrics:
         value = metric.value or _number_or_count
         metrics[metric.name] = [None if score is None else value(score) for score in scores]
-    return AspectScore(scores, metrics)
+    return AspectScore(scores, metrics, best=aspect.best)
 
 
 def _number_or_count(score: Score) -> float:
@@ -152,7 +152,7 @@ def place(aspect: Aspect, found: AspectScore, decoded: list[tuple[str, list[Span
         tokens.append(torch.tensor([token for token, _ in at], dtype=torch.long))
         values.append(torch.tensor([value for _, value in at], dtype=torch.float64))
     raw = found.raw if found.raw is not None else found.metrics[aspect.metrics[0].name]
-    return TokenScore(tokens, values, found.metrics, raw)
+    return TokenScore(tokens, values, found.metrics, raw, found.best)
 
 
 def _places(score: Score, offsets: list[Span], pay: str, elsewhere: float | None) -> list[tuple[int, float]]:

@@ -22,6 +22,7 @@ class Rollout:
     responses: list[str]  # B answers, special tokens left out
     examples: list[dict]  # B data rows
     too_short: torch.Tensor  # (B,) bool: still no text after one resampling
+    baseline: torch.Tensor | None = None  # (B,) float64: raw holistic scores to compare with, if any
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class AspectScore:
     metrics: dict[str, list[float | None]]  # name -> B values (rates, counts, normalised scores)
     raw: list[float | None] | None = None  # B numbers for a calibration to describe; None: those of the first metric
     elsewhere: float | None = None  # the value of each token that no span touches; None: such tokens carry none
+    best: float = 0.0  # of a unit without fault: `centred` shaping pays 0 for it
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class TokenScore:
     values: list[torch.Tensor]  # B x (K_i,) float64: their values, which add up on a token
     metrics: dict[str, list[float | None]]  # name -> B values
     raw: list[float | None]  # B numbers for a calibration to describe
+    best: float = 0.0  # of a unit without fault
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,41 @@ class Measured:
     too_short: torch.Tensor  # (B,) bool
     holistic: torch.Tensor | None  # (B,) float32, raw scores; None if nobody asked for them
     aspects: dict[str, TokenScore]  # the aspects that were computed
+    baseline: torch.Tensor | None = None  # (B,) float64, raw: subtracted from `holistic`; None: nothing is
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a combiner reads: the responses of one step, of all processes. The K aspects are those with a weight."""
+
+    h: torch.Tensor  # (B,) float64, the z-normalised holistic score
+    gate: torch.Tensor  # (B,) float64: 1 where h >= threshold, else 0, NaN if h is not finite
+    aspects: torch.Tensor  # (B, K) float64, each aspect's sum over the response: shaped, not weighed
+    weights: torch.Tensor  # (K,) float64
+    names: tuple[str, ...]  # K
+    counted: torch.Tensor  # (B,) bool: has text. The others have a penalty, and no part in any statistic
+    groups: torch.Tensor | None  # (B,) int64, equal for answers to one prompt; None if each answer stands alone
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a combiner decides for each response."""
+
+    aspects: torch.Tensor  # (B,) or, one for each aspect, (B, K) float64: the share of its token rewards that is paid
+    holistic: torch.Tensor  # (B,) float64: the share of w_h * h that is paid
+    response: torch.Tensor | None = None  # (B,) float64, paid on the last token as well; None: nothing
 
 
 @dataclass(frozen=True)
 class Payment:
     """What PPO is paid, and its parts. PPO, the log, the files and the inspector all read this one."""
 
-    rewards: list[torch.Tensor]  # B x (T_i,) float32: the aspect part, and the holistic part on the last token
+    rewards: list[torch.Tensor]  # B x (T_i,) float32: the aspect part; on the last token the two others as well
     aspects: list[torch.Tensor]  # B x (T_i,) float32, weighted and gated: as paid
     holistic: torch.Tensor  # (B,) float64, w_h * h as paid; 0 if it was left out
+    response: torch.Tensor | None  # (B,) float64, what a combiner pays for a response as a whole, if it does
     gate: torch.Tensor  # (B,) float64: 1 open, 0 closed, NaN if the holistic score is not finite
     h: torch.Tensor  # (B,) float64, the z-normalised holistic score
-    share: torch.Tensor  # (B,) float64: of the aspect rewards that is paid
+    share: torch.Tensor  # (B, K) float64: of each aspect's rewards, that is paid
     holistic_share: torch.Tensor  # (B,) float64: of the holistic reward that is paid
+    totals: torch.Tensor  # (N, K) float64, `Scores.aspects` of the N counted responses of all processes

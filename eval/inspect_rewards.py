@@ -78,7 +78,6 @@ def rows_of(task: Task, queries: list[str], path: str) -> list[dict]:
 def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -> dict[str, str]:
     """What the rewards were made with, for the head of the report."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
-    shaping = "with" if args.sigmoid_shaping else "without"
     gate = f", threshold {recipe.threshold:g}" if recipe.reward_type == "hierarchical" else ""
     holistic = args.holistic_model or f"the function of {task.source}"
     own = [flag.name for flag in (*task.flags, *(flag for aspect in task.aspects for flag in aspect.flags))]
@@ -86,7 +85,7 @@ def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -
     return {
         "reward": f"{recipe.reward_type}{gate}; weight of the holistic reward {recipe.holistic_weight:g}",
         "holistic": f"{holistic}; h = (raw - {recipe.holistic_mean:g}) / {recipe.holistic_std:g}",
-        "aspects": f"weights: {weights}; {shaping} sigmoid shaping",
+        "aspects": f"weights: {weights}; shaping {recipe.shaping}, placement {recipe.placement}",
         "settings": settings or "none",
         "tokens": f"tokenizer of {args.policy_ckpt}",
     }
@@ -117,6 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         examples = rows_of(task, [one.query for one in chosen], args.examples or recipe_args.test_file)
     elif task.source:
         print("--examples is not given: the aspects get empty rows")
+    if recipe_args.holistic_baseline != "none":
+        raise UserError("the inspector measures no baselines; leave out --holistic_baseline to see the other parts")
     policy = resolve_policy(recipe_args.policy_ckpt)
     if recipe_args.holistic_model is not None:
         check_model_name(recipe_args.holistic_model, "--holistic_model")

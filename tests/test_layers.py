@@ -12,6 +12,7 @@ LAYERS = (
     ("common", "combiners", "types"),
     ("models",),
     ("api",),
+    ("recipe",),
     ("rewards",),
     ("tasks",),
     ("scoring",),

@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alarm.combiners import COMBINERS
-from alarm.rewards import (
-    RewardRecipe,
-    combine_rewards,
-    length_rewards,
-    normalise_holistic,
-    sigmoid_shape,
-    weigh_aspects,
-)
+from alarm.recipe import RewardRecipe
+from alarm.rewards import length_rewards, normalise_holistic, pay, sigmoid_shape, weigh_aspects
 from helpers import GOLDEN
 
 
 def recipe(reward_type: str, **changes) -> RewardRecipe:
-    return RewardRecipe(reward_type, **{"threshold": 0.6, "holistic_weight": 5.0} | changes)
+    return RewardRecipe(reward_type, **{"threshold": 0.6, "holistic_weight": 5.0, "weights": {"a": 1.0}} | changes)
+
+
+def pay_one(aspects: list[torch.Tensor], h: torch.Tensor, too_short: torch.Tensor, how: RewardRecipe):
+    """`pay` with one aspect, for answers to one prompt."""
+    groups = torch.zeros(len(h), dtype=torch.int64)
+    return pay({"a": aspects}, [len(row) for row in aspects], h, too_short, how, groups)
 
 
 NONE_SHORT = torch.tensor([False, False])
@@ -46,8 +46,8 @@ def test_weigh_aspects_by_hand():
         "factuality": [torch.tensor([4.0, 0.0]), torch.tensor([8.0])],
         "completeness": [torch.tensor([math.nan, 0.0]), torch.tensor([1.0])],
     }
-    total = weigh_aspects(aspects, {"relevance": 1.0, "factuality": 0.5, "completeness": 0.0})
-    assert [rewards.tolist() for rewards in total] == [[2.0, 1.0], [6.0]]
+    total = weigh_aspects(aspects, torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.25, 0.0]]), [2, 1])
+    assert [rewards.tolist() for rewards in total] == [[2.0, 1.0], [4.0]]
     assert aspects["relevance"][0].tolist() == [0.0, 1.0]  # inputs untouched
 
 
@@ -66,19 +66,19 @@ def test_length_rewards_by_hand():
 )
 def test_reward_types_by_hand(reward_type, below, above):
     aspects = [torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 2.0])]
-    combined = combine_rewards(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe(reward_type)).rewards
+    combined = pay_one(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe(reward_type)).rewards
     assert [rewards.tolist() for rewards in combined] == [below, above]
     assert aspects[0].tolist() == [1.0, 0.0, 2.0]  # new tensors, inputs untouched
 
 
 @pytest.mark.parametrize("reward_type", COMBINERS)
 def test_too_short_gets_the_penalty_and_no_aspect(reward_type):
-    holistic = normalise_holistic(torch.tensor([9.0]), 0.0, 1.0, torch.tensor([True]))
-    paid = combine_rewards([torch.tensor([7.0, 7.0])], holistic, torch.tensor([True]), recipe(reward_type))
+    too_short, aspects = torch.tensor([True, False]), [torch.tensor([7.0, 7.0])] * 2
+    holistic = normalise_holistic(torch.tensor([9.0, 9.0]), 0.0, 1.0, too_short)
+    paid = pay_one(aspects, holistic, too_short, recipe(reward_type))
     assert paid.rewards[0].tolist() == [0.0, -50.0]
     # even if the threshold lies below the penalty
-    low = recipe(reward_type, threshold=-20.0)
-    assert combine_rewards([torch.tensor([7.0, 7.0])], holistic, torch.tensor([True]), low).gate.tolist() == [0.0]
+    assert pay_one(aspects, holistic, too_short, recipe(reward_type, threshold=-20.0)).gate.tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_too_short_gets_the_penalty_and_no_aspect(reward_type):
 def test_parts_of_a_payment_by_hand(reward_type, aspects, holistic):
     vectors = [torch.tensor([1.0, -0.5, 2.0]), torch.tensor([0.25, 0.25]), torch.tensor([7.0])]
     h, too_short = torch.tensor([-0.5, 0.7, -10.0], dtype=torch.float64), torch.tensor([False, False, True])
-    paid = combine_rewards(vectors, h, too_short, recipe(reward_type, holistic_weight=2.0))
+    paid = pay_one(vectors, h, too_short, recipe(reward_type, holistic_weight=2.0))
     assert [part.sum().item() for part in paid.aspects] == aspects
     assert paid.holistic.tolist() == pytest.approx(holistic)
     assert paid.gate.tolist() == [0.0, 1.0, 0.0]
@@ -116,7 +116,7 @@ def test_a_score_at_a_calibrated_threshold_is_paid_as_it_is_logged():
         one = recipe("hierarchical", holistic_mean=mean, holistic_std=std, threshold=threshold, holistic_weight=0.0)
         none_short = torch.zeros(len(raw), dtype=torch.bool)
         h = normalise_holistic(raw, mean, std, none_short)
-        paid = combine_rewards([torch.ones(2)] * len(raw), h, none_short, one)
+        paid = pay_one([torch.ones(2)] * len(raw), h, none_short, one)
         assert paid.gate.tolist() == [exact_gate(x, mean, std, threshold) for x in raw.tolist()]
         assert [reward[0].item() for reward in paid.rewards] == paid.gate.tolist()
 
@@ -125,16 +125,17 @@ def test_a_score_at_a_calibrated_threshold_is_paid_as_it_is_logged():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_holistic_score_that_is_not_finite_stays_visible(reward_type, value):
     h = normalise_holistic(torch.tensor([value, 9.0]), 0.0, 1.0, NONE_SHORT)
-    paid = combine_rewards([torch.ones(2), torch.ones(2)], h, NONE_SHORT, recipe(reward_type))
+    paid = pay_one([torch.ones(2), torch.ones(2)], h, NONE_SHORT, recipe(reward_type))
     assert math.isnan(paid.gate[0].item()) and paid.gate[1].item() == 1
     # aspect_only does not pay it
     assert torch.isfinite(paid.rewards[0]).all() == (reward_type == "aspect_only")
-    assert torch.isfinite(paid.rewards[1]).all()
+    # decoupled compares with it, and whitens over the batch
+    assert torch.isfinite(paid.rewards[1]).all() == (reward_type != "decoupled")
 
 
 def test_an_aspect_that_is_not_finite_is_paid_as_it_is_or_not_at_all():
     aspects = [torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0])]
-    paid = combine_rewards(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe("hierarchical"))
+    paid = pay_one(aspects, torch.tensor([0.5, 0.7]), NONE_SHORT, recipe("hierarchical"))
     assert paid.rewards[0].tolist() == [0.0, 2.5]
     assert math.isnan(paid.rewards[1][0].item()) and paid.rewards[1][1].item() == 4.5
 
@@ -151,7 +152,7 @@ def test_unknown_reward_type_is_refused():
 )
 def test_crossing_the_threshold_never_lowers_a_shaped_total(aspects, low, high):
     vectors = [torch.tensor(aspects), torch.tensor(aspects)]
-    below, above = combine_rewards(vectors, torch.tensor([low, high]), NONE_SHORT, recipe("hierarchical")).rewards
+    below, above = pay_one(vectors, torch.tensor([low, high]), NONE_SHORT, recipe("hierarchical")).rewards
     assert above.sum() >= below.sum()
 
 
@@ -176,11 +177,16 @@ def test_golden_combination(folder: Path, task: str):
         assert holistic.tolist() == pytest.approx(case["holistic_rewards"], abs=1e-5)
         if case["length_reward"]:
             aspects = length_rewards([len(rewards) for rewards in aspects], constants["length_mean"])
-        combined = combine_rewards(
+        combined = pay_one(
             aspects,
             holistic,
             too_short,
-            RewardRecipe(case["reward_type"], constants["hierarchical_threshold"], constants["holistic_reward_weight"]),
+            RewardRecipe(
+                case["reward_type"],
+                constants["hierarchical_threshold"],
+                constants["holistic_reward_weight"],
+                {"a": 1.0},
+            ),
         )
         for ours, theirs in zip(combined.rewards, case["rewards"], strict=True):
             worst = max(worst, (ours - torch.tensor(theirs)).abs().max().item())

@@ -54,7 +54,7 @@ def paid(tokenizer, aspect: Aspect, answer: str) -> list[tuple[str, float]]:
     """The tokens of an answer that get a value."""
     rollout = rollout_of(tokenizer, [answer])
     score = measure(rollout, scorer_of(tokenizer, aspect), [aspect.name]).aspects[aspect.name]
-    (rewards,) = aspect_rewards(score, [len(rollout.response_ids[0])], sigmoid_shaping=False)
+    (rewards,) = aspect_rewards(score, [len(rollout.response_ids[0])], shaping="none")
     tokens = tokenizer.convert_ids_to_tokens(rollout.response_ids[0].tolist())
     return [(token, value) for token, value in zip(tokens, rewards.tolist(), strict=True) if value]
 
@@ -79,7 +79,7 @@ def test_of_two_spans_on_one_token_last_adds_and_tokens_takes_the_later(tokenize
     score = AspectScore([[(0, 1, 2.0), (1, 2, 3.0)]], {"x": [0.0]})
     for pay, value in {"last": 5.0, "tokens": 3.0}.items():
         placed = place(Aspect("x", shouting, pay=pay), score, decoded)
-        assert aspect_rewards(placed, [1], sigmoid_shaping=False)[0].tolist() == [value]
+        assert aspect_rewards(placed, [1], shaping="none")[0].tolist() == [value]
 
 
 def test_spans_pay_each_token_that_holds_a_character_of_one():
@@ -105,7 +105,7 @@ def test_spans_pay_each_token_that_holds_a_character_of_one():
 def test_values_are_shaped_one_by_one_and_tokens_without_a_value_stay_at_0():
     score = AspectScore([[(0, 1, 2.0), (1, 2, 0.0)]], {"x": [0.0]})
     placed = place(Aspect("x", shouting), score, [("abc", [(0, 2), (2, 3)])])
-    (row,) = aspect_rewards(placed, [2], sigmoid_shaping=True)
+    (row,) = aspect_rewards(placed, [2], shaping="sigmoid")
     assert row.tolist() == pytest.approx([1 / (1 + math.exp(-2)) + 0.5, 0.0])
 
 
@@ -194,6 +194,6 @@ def test_every_value_of_disjoint_spans_is_paid_once(tokenizer, data):
     rollout = rollout_of(tokenizer, [text])
     aspect = Aspect("spans", lambda prompts, answers, rows: [spans])
     score = measure(rollout, scorer_of(tokenizer, aspect), ["spans"]).aspects["spans"]
-    (row,) = aspect_rewards(score, [len(rollout.response_ids[0])], sigmoid_shaping=False)
+    (row,) = aspect_rewards(score, [len(rollout.response_ids[0])], shaping="none")
     assert row.sum().item() == sum(value for _, _, value in spans)
     assert row[-1] == 0  # the end of sequence holds no character

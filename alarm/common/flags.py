@@ -84,6 +84,17 @@ def half_share(text: str) -> float:
     return value
 
 
+def named_numbers(text: str) -> dict[str, float]:
+    """`a=1,b=0.5` -> {"a": 1.0, "b": 0.5}."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, number = part.partition("=")
+        if not equals or name.strip() in found:
+            raise argparse.ArgumentTypeError(f"{part} is no NAME=NUMBER, or names {name} again")
+        found[name.strip()] = finite_float(number)
+    return found
+
+
 # argparse names the type in its message: "invalid int value"
 positive_int.__name__ = seed_value.__name__ = "int"
 positive_float.__name__ = finite_float.__name__ = open_share.__name__ = "float"

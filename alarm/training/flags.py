@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trl.config import ADVANTAGES, KL_PENALTIES, TRACKERS
 from trl.paths import check_base
 
 from ..api import Flag, Task
+from ..combiners import ALONE, Options
 from ..common.errors import UserError
 from ..common.files import check_new_file, check_writable, read_json
 from ..common.flags import (
@@ -17,6 +18,7 @@ from ..common.flags import (
     add_policy_flags,
     check_model_name,
     finite_float,
+    named_numbers,
     nonnegative_float,
     open_share,
     positive_float,
@@ -24,6 +26,7 @@ from ..common.flags import (
     seed_value,
     unit_share,
 )
+from ..recipe import BASELINES, PLACEMENTS, SHAPINGS
 from .run import check_trained_base
 
 # defaults of the flags for which a task can have its own (Task.defaults). The constants of PPO are TRL's, which the
@@ -116,7 +119,28 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         default="hierarchical",
         choices=tuple(task.all_combiners),
     )
-    switch("sigmoid_shaping", "pass aspect rewards through a sigmoid, so that they are positive")
+    switch("sigmoid_shaping", "the paper's name of --shaping sigmoid")
+    add(
+        "shaping",
+        "of the values of an aspect. sigmoid: positive, so that crossing the gate never lowers the reward, but length "
+        "is paid; centred: the sigmoid less that of a unit without fault (default: none)",
+        choices=SHAPINGS,
+    )
+    add(
+        "placement",
+        "of the values of an aspect on the tokens. spans: as the aspect says; mean_over_spans: there, divided by their "
+        "number; last: their sum on the last token; uniform: their sum, spread over all tokens",
+        default=PLACEMENTS[0],
+        choices=PLACEMENTS,
+    )
+    add(
+        "holistic_baseline",
+        "subtracted from a raw holistic score before it is normalised: the score of the start policy's greedy answer "
+        "to the prompt, of the reference answer, or the mean of the prompt's group",
+        default=BASELINES[0],
+        choices=BASELINES,
+    )
+    add_combiner_flags(add, switch)
     switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")
     add("hierarchical_threshold", "z-normalised holistic reward from which aspect rewards count", finite_float)
     add("holistic_reward_weight", "weight of the holistic reward", finite_float)
@@ -201,21 +225,47 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add_reward_flags(flags, task, ("all", "score", "ppo"))
 
 
+def add_combiner_flags(add: Callable, switch: Callable) -> None:
+    """Add the constants of the combiners, with the defaults of `combiners.Options`."""
+    own = Options()
+    for name, kind, help in (
+        ("gate_temperature", positive_float, "soft_gate: tau, the width of the gate"),
+        ("references", named_numbers, "log_sigmoid: scores of half a reward, as holistic=1,ASPECT=0 (default: 0 each)"),
+        ("variance_cost", nonnegative_float, "uncertainty: what the variance of the parts costs"),
+        ("failed_range", unit_share, "stratified: rewards before the gate lie within this of 0"),
+        ("passed_range", unit_share, "stratified: rewards behind the gate lie within this of 1"),
+        ("targets", named_numbers, "lagrangian: what each aspect is to reach, as ASPECT=0.5,... (default: 0 each)"),
+        ("multiplier_lr", positive_float, "lagrangian: learning rate of the multipliers"),
+        ("decoupled_conflict", unit_share, "decoupled: leave out answers whose parts agree less than this (GD2PO)"),
+    ):
+        add(name, help, kind, default=getattr(own, name))
+    switch("decoupled_raw", "decoupled: do not whiten the advantages over the batch (MO-GRPO instead of GDPO)")
+    switch("decoupled_cv", "decoupled: weights times the parts' coefficients of variation (SAW)")
+
+
 def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -> argparse.Namespace:
     """Parse, with the numbers of --calibration and --threshold_quantile instead of the defaults.
 
     Raises UserError for a file that cannot be used, and if a number of it is also given by its flag.
     """
     args = _parse(flags, argv, task)
-    if args.calibration is None:
-        if args.threshold_quantile is not None:
-            raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
-        return args
-    from .calibration import read_calibration
-
+    if args.sigmoid_shaping and args.shaping not in (None, "sigmoid"):
+        raise UserError(f"--sigmoid_shaping is --shaping sigmoid; drop it or --shaping {args.shaping}")
+    args.shaping = "sigmoid" if args.sigmoid_shaping else args.shaping or "none"
     # parsed again over blanks, which argparse does not fill with defaults: what is no blank now was given
     blanks = argparse.Namespace(**dict.fromkeys(vars(args)))
     given = {name for name, value in vars(flags.parse_args(argv, blanks)).items() if value is not None}
+    if args.calibration is None:
+        if args.threshold_quantile is not None:
+            raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
+        if args.holistic_baseline != "none" and not {"ultra_mean", "ultra_std"} <= given:
+            raise UserError(
+                f"--holistic_baseline {args.holistic_baseline} changes the scale of the holistic score; give a "
+                "--calibration made with the same --holistic_baseline, or --ultra_mean and --ultra_std"
+            )
+        return args
+    from .calibration import read_calibration
+
     calibration = read_calibration(args.calibration, task)
     for name, value in calibration.constants.items():
         if name in given:
@@ -242,7 +292,18 @@ def _parse(flags: argparse.ArgumentParser, argv: list[str] | None, task: Task) -
     return args
 
 
-def check_ppo_flags(args: argparse.Namespace) -> None:
+def check_weights(args: argparse.Namespace, task: Task) -> None:
+    """Raise UserError if a combiner has nothing to combine, or if a constant names no aspect."""
+    names = {aspect.name for aspect in task.aspects}
+    for flag, known in {"references": names | {"holistic"}, "targets": names}.items():
+        if unknown := set(getattr(args, flag)) - known:
+            raise UserError(f"--{flag} names {min(unknown)}, which is none of {', '.join(sorted(known))}")
+    paid = args.length_reward or any(task.weights(args).values())
+    if args.reward_type in ("aspect_only", "lagrangian") and not paid:
+        raise UserError(f"--reward_type {args.reward_type} with weights of 0 pays nothing; give an aspect a weight")
+
+
+def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
     """Raise UserError for flags that contradict each other. Costs nothing."""
     step = args.mini_batch_size * args.gradient_accumulation_steps
     if not args.test and args.batch_size % step:
@@ -254,6 +315,19 @@ def check_ppo_flags(args: argparse.Namespace) -> None:
         raise UserError(
             f"--advantage {args.advantage} compares answers to one prompt; give --samples_per_prompt 2 or more"
         )
+    if not args.test and args.samples_per_prompt < 2:
+        if args.reward_type in ALONE:
+            raise UserError(
+                f"--reward_type {args.reward_type} compares answers to one prompt; give --samples_per_prompt 2 or more"
+            )
+        if args.holistic_baseline == "group":
+            raise UserError("--holistic_baseline group is a mean over answers; give --samples_per_prompt 2 or more")
+    if args.reward_type == "decoupled" and args.advantage == "grpo":
+        raise UserError(
+            "--reward_type decoupled divides by the deviation of each group, and --advantage grpo would do so again; "
+            "give --advantage rloo"
+        )
+    check_weights(args, task)
     if not args.test and args.batch_size % args.samples_per_prompt:
         raise UserError(
             f"--batch_size {args.batch_size} is not a multiple of --samples_per_prompt {args.samples_per_prompt}; "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # columns of the samples that are no metrics of an aspect
-NOT_METRICS = (LENGTH, "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid")
+NOT_METRICS = (LENGTH, "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid", "response_paid")
 
 
 def means(records: list[dict]) -> dict[str, float | None]:
@@ -40,6 +40,8 @@ def gather_samples(
     values["empty_rate"] = rollout.too_short.float().tolist()
     values["aspect_paid"] = [paid.double().abs().sum().item() for paid in payment.aspects]
     values["holistic_paid"] = payment.holistic.abs().tolist()
+    if payment.response is not None:
+        values["response_paid"] = payment.response.tolist()
     rows = gather_object(list(zip(*values.values(), strict=True)))
     return {name: list(column) for name, column in zip(values, zip(*rows, strict=True), strict=True)}
 

@@ -6,15 +6,17 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from trl.generation import GREEDY, SAMPLING
 
+from ..combiners import update_multipliers
 from ..common.console import say_counts, show
 from ..common.errors import ServiceError, UserError
 from ..common.files import write_json
@@ -25,7 +27,7 @@ from .diagnostics import Scale, update_drift
 from .evaluate import evaluate
 from .generate import Generate, generator
 from .log import gather_samples, means, training_row, with_text
-from .processes import failing_together, on_main
+from .processes import failing_together, gather_rows, on_main
 from .rollout import Prompt, resample_empty, sample_rollout
 from .run import Run
 
@@ -49,6 +51,7 @@ class LoopState:
     best: dict | None = None  # dev means of the best policy so far, and its step
     skipped_in_a_row: int = 0
     drift: dict = field(default_factory=dict)  # of diagnostics.update_drift
+    multipliers: dict = field(default_factory=dict)  # of combiners.update_multipliers
 
 
 @dataclass
@@ -74,6 +77,7 @@ class Training:
         loaded = load_checkpoint(ppo, run)
         if loaded is not None:
             self.state = LoopState(**loaded)
+            self.recipe = replace(self.recipe, multipliers=self.state.multipliers)
         # without a checkpoint the run starts anew, and an earlier start of it can have logged step 0 already
         first_step = self.state.step + 1 if loaded else 0
         on_main(ppo.accelerator, lambda: run.start(first_step))
@@ -99,6 +103,11 @@ class Training:
                 raise
         ppo.save_pretrained(run.dir / "policy")
         return state
+
+    def groups(self, responses: int) -> torch.Tensor | None:
+        """The group of each response of this process: the answers to one prompt lie side by side."""
+        size, first = self.args.samples_per_prompt, self.ppo.accelerator.process_index * responses
+        return None if size == 1 else (first + torch.arange(responses)) // size
 
     def is_due(self, interval: int) -> bool:
         return bool(interval) and (self.state.step % interval == 0 or self.state.step == self.total_steps)
@@ -139,13 +148,17 @@ class Training:
         # 2. measure, then pay
         with failing_together(accelerator):
             measured = measure(rollout, self.scorer, self.recipe.paid_aspects)
-        payment = combine(measured, self.recipe)
+        payment = combine(measured, self.recipe, self.groups(len(prompts)), gather_rows(accelerator))
         scored = time.perf_counter()
         # 3. train
         stats = self.ppo.step(rollout.query_ids, rollout.response_ids, payment.rewards)
         # 4. log
         samples = gather_samples(rollout, measured, payment, accelerator)
         row = training_row(samples, stats)
+        if self.recipe.reward_type == "lagrangian":
+            row |= {f"multiplier/{name}": value for name, value in self.recipe.multipliers.items()}
+            state.multipliers = update_multipliers(payment.totals, self.recipe)
+            self.recipe = replace(self.recipe, multipliers=state.multipliers)
         row |= {
             "time/generate": generated - started,
             "time/score": scored - generated,

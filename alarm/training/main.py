@@ -36,7 +36,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
     # 1. what can be wrong without loading a model
     if task.configure is not None:
         task = task.configure(task, args)
-    check_ppo_flags(args)
+    check_ppo_flags(args, task)
     check_launch()
     rows = load_splits(task, args)
     policy = resolve_policy(args.policy_ckpt, args.resume_anyway)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
 from ..common.errors import ServiceError, UserError
 
@@ -26,6 +28,18 @@ def on_main(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
     if found[1] is not None:
         raise found[1]
     return found[0]
+
+
+def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]]:
+    """A function: rows of this process -> rows of all processes in their order, and where this one's begin."""
+
+    def gather(rows: Tensor) -> tuple[Tensor, int]:
+        if accelerator.num_processes == 1:
+            return rows, 0
+        tables = gather_object([rows.cpu()])
+        return torch.cat(tables), sum(len(table) for table in tables[: accelerator.process_index])
+
+    return gather
 
 
 @contextmanager

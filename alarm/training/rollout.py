@@ -26,6 +26,7 @@ class Prompt:
     prompt: str  # as the reward models read it
     text: str  # as the policy reads it: whole without a chat template, cut as the ids are with one
     ids: torch.Tensor  # (Q,) int64, at most the input limit
+    baseline: float | None = None  # raw holistic score that an answer is compared with
 
 
 def encode_prompts(
@@ -65,6 +66,7 @@ def sample_rollout(generate: Generate, tokenizer: PreTrainedTokenizerBase, promp
     query_ids = [prompt.ids for prompt in prompts]
     response_ids = [ids.cpu() for ids in generate(query_ids)]
     responses = decode(tokenizer, response_ids)
+    baselines = [prompt.baseline for prompt in prompts]
     return Rollout(
         query_ids=query_ids,
         response_ids=response_ids,
@@ -72,6 +74,7 @@ def sample_rollout(generate: Generate, tokenizer: PreTrainedTokenizerBase, promp
         responses=responses,
         examples=[prompt.row for prompt in prompts],
         too_short=torch.tensor([not text.strip() for text in responses], dtype=torch.bool),
+        baseline=None if None in baselines else torch.tensor(baselines, dtype=torch.float64),
     )
 
 

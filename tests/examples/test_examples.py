@@ -65,12 +65,12 @@ def test_another_combination_and_another_algorithm(tmp_path, fresh_accelerate, f
 
 
 def test_the_soft_gate_by_hand():
-    from alarm.rewards import RewardRecipe, combine_rewards
+    from alarm.rewards import RewardRecipe, pay
 
     task = find_task(str(EXAMPLES / "soft_gate.py"))
     recipe = RewardRecipe("soft_gate", 0.5, 2.0, combiner=task.all_combiners["soft_gate"])
     h = torch.tensor([0.5, 1.0, 9.0], dtype=torch.float64)
-    paid = combine_rewards([torch.tensor([1.0, 0.0])] * 3, h, torch.tensor([False, False, True]), recipe)
+    paid = pay([torch.tensor([1.0, 0.0])] * 3, h, torch.tensor([False, False, True]), recipe)
     sigmoid = torch.sigmoid(torch.tensor(2.0)).item()
     assert [row.tolist() for row in paid.rewards] == [
         [pytest.approx(0.5), 1.0],

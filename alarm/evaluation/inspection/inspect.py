@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...api import LENGTH, Task
-from ...combiners import COMBINERS
 from ...common.errors import UserError
 from ...common.files import is_finite_number, read_rows, require_fields
 from ...tasks.find import BUILT_IN, find_task
@@ -58,6 +57,7 @@ class Decision:
     holistic: float
     gate: str  # open, closed, undefined (h is not finite), not used
     why: str
+    own: bool = False  # a combiner decided a share of its own for each aspect
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def inspect_generations(
     import torch
     from tqdm.auto import tqdm
 
-    from ...rewards import aspect_rewards, aspect_sum, combine
+    from ...rewards import aspect_rewards, aspects_of, combine, weigh_aspects
     from ...scoring import measure, metrics_of
     from ...types import Rollout
 
@@ -240,19 +240,24 @@ def inspect_generations(
                 too_short=torch.tensor([not one.text.strip() for one in part]),
             )
             measured = measure(rollout, scorer, scorer.aspects)
-            payment = combine(measured, recipe)
+            payment = combine(measured, recipe.alone)
             metrics = metrics_of(measured, payment)
             shaped = {
-                name: aspect_rewards(score, measured.lengths, recipe.sigmoid_shaping)
+                name: aspect_rewards(score, measured.lengths, recipe.shaping, recipe.placement)
                 for name, score in measured.aspects.items()
             }
-            sums = aspect_sum(measured, recipe)
+            paid = aspects_of(measured, recipe.alone)
+            weights = torch.tensor([[recipe.paid[name] for name in paid]], dtype=torch.float64)
+            sums = weigh_aspects(paid, weights.expand(len(part), -1), measured.lengths)
+            shared = weigh_aspects(paid, weights * payment.share, measured.lengths)
             for k in range(len(part)):
                 scored.append(
                     Scored(
                         reward=payment.rewards[k],
                         gate=payment.gate[k].item(),
-                        shares=(payment.share[k].item(), payment.holistic_share[k].item()),
+                        shared=shared[k],
+                        holistic_share=payment.holistic_share[k].item(),
+                        response=0.0 if payment.response is None else payment.response[k].item(),
                         h=payment.h[k].item(),
                         raw=measured.holistic[k].item(),
                         aspects={name: rows[k] for name, rows in shaped.items()},
@@ -275,7 +280,9 @@ class Scored:
 
     reward: Tensor  # (T,) what PPO is given
     gate: float
-    shares: tuple[float, float]  # of the aspects and of the holistic reward that are paid
+    shared: Tensor  # (T,) the aspects, weighed, times the shares that a combiner decided
+    holistic_share: float  # of w_h * h that a combiner decided
+    response: float  # what a combiner pays on the last token for the whole response
     h: float
     raw: float
     aspects: dict[str, Tensor]  # name -> (T,) shaped, not weighed
@@ -299,7 +306,8 @@ def _inspect_one(
 
     tokens, text = shown_tokens(tokenizer, ids)
     too_short = not one.text.strip()
-    decision = decide(found.gate, found.h, too_short, recipe, found.shares)
+    recipe = recipe.alone
+    decision = decide(found.gate, found.h, too_short, recipe, found.holistic_share)
     rows = []
     for name, rewards in found.aspects.items():
         weight = recipe.weights[name]
@@ -315,8 +323,8 @@ def _inspect_one(
     check = check_rewards(
         placed,
         tokens,
-        total * decision.aspects if decision.aspects else torch.zeros(len(ids)),
-        decision.holistic * recipe.holistic_weight * found.h if decision.holistic else 0.0,
+        found.shared if decision.own else total * decision.aspects if decision.aspects else torch.zeros(len(ids)),
+        found.response + (decision.holistic * recipe.holistic_weight * found.h if decision.holistic else 0.0),
     )
     notes = []
     if text != one.text:
@@ -339,25 +347,23 @@ def _inspect_one(
     )
 
 
-def decide(
-    gate: float, h: float, too_short: bool, recipe: RewardRecipe, shares: tuple[float, float] = (0.0, 1.0)
-) -> Decision:
+def decide(gate: float, h: float, too_short: bool, recipe: RewardRecipe, holistic_share: float = 1.0) -> Decision:
     """What the recipe lets into the reward of a response, in words.
 
-    gate: the one that was paid by (Payment.gate). shares: what a combiner of the task's own paid (Payment.share).
+    gate: the one that was paid by (Payment.gate). holistic_share: what another combiner than the paper's decided.
     """
     if too_short:
         return Decision(0.0, 1.0, "not used", f"no text: training sets h to {h:g} and leaves the aspects out")
     kind = recipe.reward_type
-    if kind not in COMBINERS:
-        aspects, holistic = shares
-        return Decision(aspects, holistic, "not used", f"reward type {kind}: {aspects:.3g} of the aspects is paid")
     if kind != "hierarchical":
         parts = {
             "holistic_only": (0.0, 1.0, "the aspects never count"),
             "aspect_only": (1.0, 0.0, "the aspects count, the holistic reward does not"),
             "weighted_sum": (1.0, 1.0, "both always count"),
         }
+        if kind not in parts:
+            words = f"reward type {kind}: the parts as its combiner decides"
+            return Decision(1.0, holistic_share, "not used", words, own=True)
         aspects, holistic, words = parts[kind]
         return Decision(aspects, holistic, "not used", f"reward type {kind}: {words}")
     if gate == 0:

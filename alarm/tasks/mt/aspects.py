@@ -114,7 +114,8 @@ class Grammar:
         else:
             lengths = [len(ids) for ids in rollout.response_ids]
             rates = [count / max(length, 1) for count, length in zip(errors, lengths, strict=True)]
-        return AspectScore(scores, {"grammar_errors": errors, "error_rate": rates}, rates, elsewhere=self.correct)
+        metrics = {"grammar_errors": errors, "error_rate": rates}
+        return AspectScore(scores, metrics, rates, elsewhere=self.correct, best=self.correct)
 
     def counts(self) -> dict[str, int]:
         return {

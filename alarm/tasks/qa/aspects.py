@@ -138,7 +138,8 @@ class LoadedUnits:
             [(start, end, self.value(good)) for (start, end), good in zip(spans, found, strict=False)]
             for spans, found in zip(units, correct, strict=True)
         ]
-        return AspectScore(scores, {f"{self.aspect.name}_rate": [rate(found) for found in correct]})
+        metrics = {f"{self.aspect.name}_rate": [rate(found) for found in correct]}
+        return AspectScore(scores, metrics, best=self.values[0])
 
     def value(self, good: float) -> float:
         return good if math.isnan(good) else self.values[0] if good else self.values[1]

@@ -164,7 +164,7 @@ def on_tokens(aspect, spans: list[tuple[int, int, float]], length: int) -> list[
     """What an answer of one-letter tokens is paid for spans of it."""
     offsets = [(at, at + 1) for at in range(length)]
     placed = place(aspect, AspectScore([spans], {aspect.metrics[0].name: [0.0]}), [("x" * length, offsets)])
-    return aspect_rewards(placed, [length], sigmoid_shaping=False)[0].tolist()
+    return aspect_rewards(placed, [length], shaping="none")[0].tolist()
 
 
 def test_units_are_paid_on_their_last_token_by_hand():
