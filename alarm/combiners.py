@@ -142,7 +142,8 @@ def decoupled(scores: Scores, recipe: RewardRecipe) -> Shares:
     parts, weights, counted = _parts(scores), _weights(scores, recipe), scores.counted
     ids = _group_ids(scores)
     mean, std, _ = group_moments(parts, ids, counted)
-    advantages = ((parts - mean) / std).where(std > 1e-6 * (1 + mean.abs()), 0.0) + 0 * parts  # NaN stays NaN
+    equal = std <= 1e-6 * (1 + mean.abs())  # false for NaN, which stays NaN
+    advantages = ((parts - mean) / std).where(~equal, 0.0)
     if recipe.options.decoupled_cv:
         seen = parts[counted]
         cv = seen.std(0) / (seen.mean(0).abs() + 1e-6)
@@ -157,7 +158,7 @@ def decoupled(scores: Scores, recipe: RewardRecipe) -> Shares:
     if not recipe.options.decoupled_raw:
         seen = total[counted]
         spread = seen.std() if len(seen) > 1 else seen.new_tensor(0.0)
-        total = (total - seen.mean()) / spread if spread > 1e-6 else 0.0 * total
+        total = 0.0 * total if spread <= 1e-6 else (total - seen.mean()) / spread
     return _response(scores, total)
 
 
@@ -195,10 +196,11 @@ def _response(scores: Scores, value: Tensor) -> Shares:
 
 
 def _parts(scores: Scores) -> Tensor:
-    """(B, 1 + K): h, then the aspects."""
+    """(B, 1 + K): h, then the aspects. Infinity becomes NaN: a minimum or a sigmoid would hide it."""
     import torch
 
-    return torch.cat([scores.h[:, None], scores.aspects], dim=1)
+    parts = torch.cat([scores.h[:, None], scores.aspects], dim=1)
+    return parts.where(parts.isfinite(), torch.nan)
 
 
 def _weights(scores: Scores, recipe: RewardRecipe) -> Tensor:

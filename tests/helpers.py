@@ -67,7 +67,9 @@ class Aspects:
         measured = measure(rollout, self.scorer, self.names if names is None else names)
         return {
             name: SimpleNamespace(
-                rewards=aspect_rewards(score, measured.lengths, "sigmoid" if shaped else "none"), metrics=score.metrics, raw=score.raw
+                rewards=aspect_rewards(score, measured.lengths, "sigmoid" if shaped else "none"),
+                metrics=score.metrics,
+                raw=score.raw,
             )
             for name, score in measured.aspects.items()
         }

@@ -47,12 +47,12 @@ def test_a_new_aspect_of_long_form_qa(tmp_path, fresh_accelerate):
     assert "repeated_sentences" in row and "relevance_rate" not in row  # of weight 0: not computed to train
 
 
-@pytest.mark.parametrize("flags", [{"reward_type": "soft_gate"}, {"advantage": "rloo"}, {"advantage": "grpo"}])
+@pytest.mark.parametrize("flags", [{"reward_type": "normalised"}, {"advantage": "rloo"}, {"advantage": "grpo"}])
 def test_another_combination_and_another_algorithm(tmp_path, fresh_accelerate, flags):
     run, data = tmp_path / "run", EXAMPLES / "data"
     train_ppo.main(
         words_of(
-            task=EXAMPLES / "soft_gate.py", policy_ckpt=FIXTURES / "golden" / "checkpoints" / "tiny-t5",
+            task=EXAMPLES / "normalised.py", policy_ckpt=FIXTURES / "golden" / "checkpoints" / "tiny-t5",
             train_file=data / "train.json", dev_file=data / "dev.json", dtype="float32", report_to="none",
             batch_size=8, mini_batch_size=4, samples_per_prompt=4, max_steps=2, eval_interval=0, w_brevity=1,
             save_dir=run, **flags,
@@ -64,16 +64,17 @@ def test_another_combination_and_another_algorithm(tmp_path, fresh_accelerate, f
     assert (run / "policy" / "v_head.safetensors").exists() == ("advantage" not in flags)
 
 
-def test_the_soft_gate_by_hand():
+def test_normalised_rewards_by_hand():
     from alarm.rewards import RewardRecipe, pay
 
-    task = find_task(str(EXAMPLES / "soft_gate.py"))
-    recipe = RewardRecipe("soft_gate", 0.5, 2.0, combiner=task.all_combiners["soft_gate"])
-    h = torch.tensor([0.5, 1.0, 9.0], dtype=torch.float64)
-    paid = pay([torch.tensor([1.0, 0.0])] * 3, h, torch.tensor([False, False, True]), recipe)
-    sigmoid = torch.sigmoid(torch.tensor(2.0)).item()
+    task = find_task(str(EXAMPLES / "normalised.py"))
+    recipe = RewardRecipe("normalised", 0.5, 2.0, {"a": 3.0}, combiner=task.all_combiners["normalised"])
+    h = torch.tensor([1.0, 3.0, -10.0], dtype=torch.float64)
+    aspects = {"a": [torch.tensor([0.0, 5.0]), torch.tensor([1.0, 0.0]), torch.tensor([9.0, 9.0])]}
+    paid = pay(aspects, [2, 2, 2], h, torch.tensor([False, False, True]), recipe)
+    # h is 1 and 3, the aspect 5 and 1: both are -1 and 1, or 1 and -1, after normalising
     assert [row.tolist() for row in paid.rewards] == [
-        [pytest.approx(0.5), 1.0],
-        [pytest.approx(sigmoid), 2.0],
-        [0.0, 18.0],  # without text: no aspect
+        [0.0, pytest.approx(-2.0 + 3.0)],
+        [0.0, pytest.approx(2.0 - 3.0)],
+        [0.0, -20.0],  # without text: the penalty alone
     ]

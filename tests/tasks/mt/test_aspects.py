@@ -219,7 +219,9 @@ def grammar_of(tokenizer, rollout: Rollout, matches: list[list[Match]], shaped: 
     values = {"correct": 0.0, "incorrect": -1.0} | values
     decoded = [token_offsets(tokenizer, ids) for ids in rollout.response_ids]
     score = place(GRAMMAR, Grammar(PlannedChecker(matches), **values)(rollout), decoded)
-    return aspect_rewards(score, [len(ids) for ids in rollout.response_ids], "sigmoid" if shaped else "none"), score.metrics
+    return aspect_rewards(
+        score, [len(ids) for ids in rollout.response_ids], "sigmoid" if shaped else "none"
+    ), score.metrics
 
 
 def mark_tokens(tokenizer, ids: list[int], matches: list[Match]) -> list[bool]:
