@@ -31,6 +31,7 @@ class RewardRecipe:
     shaping: str = "none"  # of each value of an aspect; one of SHAPINGS
     placement: str = "spans"  # of an aspect's values on the response's tokens; one of PLACEMENTS
     baseline: str = "none"  # what is subtracted from a raw holistic score; one of BASELINES
+    level: float = 0.0  # raw: of an answer outside of a group, instead of the group's mean
     options: Options = field(default_factory=Options)  # constants of the combiners
     multipliers: dict[str, float] = field(default_factory=dict)  # lagrangian: aspect name -> l; 0 if not named
     combiner: Combiner | None = None  # None: the one that `reward_type` names
@@ -49,6 +50,7 @@ class RewardRecipe:
             shaping=args.shaping,
             placement=args.placement,
             baseline=args.holistic_baseline,
+            level=args.holistic_level,
             options=Options(**{option.name: getattr(args, option.name) for option in fields(Options)}),
             combiner=task.all_combiners[args.reward_type],
         )

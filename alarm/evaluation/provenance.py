@@ -13,7 +13,9 @@ from ..common.identity import difference, hash_file
 KIND = "alarm generations"
 SIDECAR = ".meta.json"
 # settings of every task on which scores depend
-SCORING = ("ultra_mean", "ultra_std", "dtype", "holistic_max_tokens")
+SCORING = ("ultra_mean", "ultra_std", "holistic_level", "holistic_baseline", "dtype", "holistic_max_tokens")
+# of files that were written before the setting existed
+BEFORE = {"holistic_level": 0.0, "holistic_baseline": "none"}
 
 
 def sidecar_of(generations: Path) -> Path:
@@ -61,7 +63,7 @@ def scoring_differences(task: Task, runs: Mapping[str, dict | None]) -> list[str
             if found:
                 lines.append(f"warning: {first} and {name} were scored by different {role} models ({found})")
         for setting in scored_by:
-            one, two = meta["settings"].get(setting), other["settings"].get(setting)
+            one, two = (run["settings"].get(setting, BEFORE.get(setting)) for run in (meta, other))
             # a path is no content: the models behind it are compared above
             if one != two and setting != "reward_model_dir":
                 lines.append(f"warning: {first} was scored with {setting} {one}, {name} with {two}")

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 from ..api import Settings, Task
 from ..common.errors import UserError, report_user_errors
@@ -19,13 +18,10 @@ from ..common.files import check_new_file, write_json
 from ..common.flags import add_policy_flags, check_model_name, parser, positive_int, seed_value
 from ..common.identity import hash_file, model_identity
 from ..tasks.find import add_task_flag, task_of
-from .calibration import KIND, THRESHOLDS, VERSION, Calibration, calibrated_models, describe, normalised
-from .flags import DEFAULTS, add_reward_flags, resolve_policy
+from .baselines import check_baseline_flags
+from .calibration import KIND, LEVEL, THRESHOLDS, VERSION, Calibration, calibrated_models, describe, normalised
+from .flags import DEFAULTS, add_baseline_flags, add_reward_flags, resolve_policy
 from .provenance import versions
-
-if TYPE_CHECKING:
-    pass
-
 
 FEW = 20  # responses; fewer make numbers that another seed would change
 
@@ -57,6 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rm_max_batch_size", type=positive_int, default=8, help="texts per forward pass of a reward model")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="weights of policy and reward models")
     add("--seed", type=seed_value, default=42, help="seed of the sampling and of --limit")
+    add("--samples_per_prompt", type=positive_int, default=1, help="responses to sample for each prompt")
+    add_baseline_flags(lambda name, help, **kwargs: add(f"--{name}", help=help, **kwargs))
     add_policy_flags(flags)
     add_reward_flags(flags, task)
     args = flags.parse_args(argv)
@@ -85,6 +83,10 @@ def main(argv: list[str] | None = None) -> None:
     names = chosen_rewards(args)
     check_new_file(args.save_path, "--save_path", args.overwrite)
     policy = resolve_policy(args.policy_ckpt)
+    start = policy
+    if args.baseline_policy is not None:
+        start = resolve_policy(args.baseline_policy, flag="--baseline_policy")
+    check_baselines(args, names)
     if "holistic" in names and args.holistic_model is not None:
         check_model_name(args.holistic_model, "--holistic_model")
     rows = load_prompts(args)
@@ -92,15 +94,23 @@ def main(argv: list[str] | None = None) -> None:
     for name in aspects:
         task.aspect(name).check(args)
 
-    # 2. one sampled response a prompt, measured as training measures them
-    samples = sample_and_measure(args, policy, rows, names, aspects)
+    # 2. sampled responses, measured as training measures them
+    samples = sample_and_measure(args, policy, start, rows, names, aspects)
 
     # 3. the numbers
     state = process_state()
-    rewards = describe_samples(samples, {name: rewards_of(task)[name] for name in names}, normalised(task))
+    whats = {name: rewards_of(task)[name] for name in names}
+    if args.holistic_baseline != "none":
+        whats["holistic"] += f", less its baseline ({args.holistic_baseline})"
+    if args.holistic_baseline == "group":
+        samples = less_group_mean(samples, args.samples_per_prompt)
+        whats[LEVEL] = "raw score of the holistic model, without a baseline"
+    rewards = describe_samples(samples, whats, normalised(task))
     if not state.is_main_process:
         return
     models = {"policy": policy} | calibrated_models(task, args, names)
+    if args.holistic_baseline == "greedy":
+        models["baseline_policy"] = start
     content = {
         "kind": KIND,
         "version": VERSION,
@@ -142,13 +152,26 @@ def load_prompts(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def check_baselines(args: argparse.Namespace, names: list[str]) -> None:
+    """Raise UserError for flags of baselines that contradict the others. Loads no model."""
+    check_baseline_flags(args)
+    if args.holistic_baseline != "none" and "holistic" not in names:
+        raise UserError("--holistic_baseline is one of the holistic reward; add holistic to --rewards, or drop it")
+    if args.holistic_baseline == "group" and args.samples_per_prompt < 2:
+        raise UserError("--holistic_baseline group is a mean over answers; give --samples_per_prompt 2 or more")
+
+
 # --- sampling and scoring --------------------------------------------------------------------------------------------
 
 
 def sample_and_measure(
-    args: argparse.Namespace, policy: str, rows: list[dict], names: list[str], aspects: list[str]
+    args: argparse.Namespace, policy: str, start: str, rows: list[dict], names: list[str], aspects: list[str]
 ) -> list[dict]:
-    """One sampled response to each row. -> one sample a row: `generation`, and the raw score of each named reward."""
+    """--samples_per_prompt sampled responses to each row. start: whose greedy answers a greedy baseline is.
+
+    -> for each response `index`, `generation`, and the raw score of each named reward (less its measured baseline). The
+    responses to row i have the indices n i to n i + n - 1.
+    """
     import torch
     from accelerate import Accelerator
     from accelerate.utils import gather_object
@@ -159,6 +182,7 @@ def sample_and_measure(
     from ..common.launch import process_state
     from ..common.prompts import uses_chat
     from ..scoring import holistic_of, load_scorer
+    from .baselines import with_baselines
     from .evaluate import answered
     from .generate import generator
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
@@ -168,10 +192,12 @@ def sample_and_measure(
     tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     sources = {"prompts": args.prompts}
-    prompts = encode_splits(tokenizer, {"prompts": rows}, task, args.max_input_len, sources, chat)["prompts"]
+    splits = encode_splits(tokenizer, {"prompts": rows}, task, args.max_input_len, sources, chat)
     settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
     scorer = load_scorer(task, aspects, settings, holistic_of(task, args, settings) if "holistic" in names else None)
     try:
+        splits = with_baselines(splits, task, args, start, scorer, args.batch_size, args.baseline_file)
+        prompts = [prompt for prompt in splits["prompts"] for _ in range(args.samples_per_prompt)]
         accelerator = Accelerator()
         model = load_answering_policy(policy, tokenizer, args)
         generate = generator(model, tokenizer, **SAMPLING, max_new_tokens=args.max_generated_len)
@@ -181,7 +207,8 @@ def sample_and_measure(
             for batch, rollout, measured in answered(prompts, generate, *parts):
                 raw = {"length": measured.lengths} | {name: score.raw for name, score in measured.aspects.items()}
                 if measured.holistic is not None:
-                    raw["holistic"] = measured.holistic.tolist()
+                    baseline = 0.0 if measured.baseline is None else measured.baseline
+                    raw["holistic"] = (measured.holistic.double() - baseline).tolist()
                 for k, i in enumerate(batch):
                     sample = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
                     samples.append(sample | {name: values[k] for name, values in raw.items()})
@@ -193,6 +220,20 @@ def sample_and_measure(
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def less_group_mean(samples: list[dict], size: int) -> list[dict]:
+    """The holistic score less its mean over the responses to the prompt that have text; the score itself as LEVEL."""
+    groups: dict[int, list[float]] = {}
+    for sample in samples:
+        if sample["generation"].strip():
+            groups.setdefault(sample["index"] // size, []).append(sample["holistic"])
+    found = []
+    for sample in samples:
+        group = groups.get(sample["index"] // size, [0.0])
+        raw = sample["holistic"]
+        found.append(sample | {"holistic": raw - sum(group) / len(group), LEVEL: raw})
+    return found
 
 
 def describe_samples(samples: list[dict], rewards: dict[str, str], is_normalised: set[str]) -> dict[str, dict]:
@@ -227,6 +268,7 @@ def settings_of(args: argparse.Namespace, aspects: Iterable[str]) -> dict:
     settings = {"seed": args.seed, "dtype": args.dtype, "batch_size": args.batch_size}
     settings |= {"max_input_len": args.max_input_len, "max_generated_len": args.max_generated_len}
     settings |= {name: getattr(args, name) for name in ("chat_template", "source_language", "target_language")}
+    settings |= {"holistic_baseline": args.holistic_baseline, "samples_per_prompt": args.samples_per_prompt}
     settings |= {"sampling": SAMPLING, "holistic_max_tokens": task.holistic_max_tokens}
     # numbers are of rewards and of normalisation, on which raw scores do not depend
     own = [*task.flags, *(flag for name in aspects for flag in task.aspect(name).flags)]

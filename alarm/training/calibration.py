@@ -24,6 +24,8 @@ KIND, VERSION = "alarm calibration", 1
 THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.6, 1.0)  # of the z-normalised score
 BOOTSTRAP_SAMPLES = 1000
 
+LEVEL = "holistic_level"  # the raw score, where `holistic` is less the mean of a group
+
 # what training watches for drift: column of its samples -> reward
 WATCHED = {"holistic_reward": "holistic", "response_length": "length"}
 
@@ -31,6 +33,7 @@ WATCHED = {"holistic_reward": "holistic", "response_length": "length"}
 def constants_of(task: Task) -> dict[str, tuple[str, str]]:
     """Flag of train_ppo.py -> the reward and the statistic of it that can take the flag's place."""
     found = {"ultra_mean": ("holistic", "mean"), "ultra_std": ("holistic", "std"), "length_mean": ("length", "mean")}
+    found[LEVEL] = (LEVEL, "mean")
     for aspect in task.aspects:
         found |= {flag.name: (aspect.name, flag.statistic) for flag in aspect.flags if flag.statistic}
     return found
@@ -114,6 +117,11 @@ class Calibration:
         """Flag of train_ppo.py -> the number that takes its place."""
         wanted = constants_of(self.task).items()
         return {flag: self.rewards[name][statistic] for flag, (name, statistic) in wanted if name in self.rewards}
+
+    @property
+    def baseline(self) -> str:
+        """What was subtracted from the holistic scores: one of alarm.recipe.BASELINES."""
+        return self.settings.get("holistic_baseline", "none")
 
     def threshold(self, q: float) -> float:
         """The q-quantile of the z-normalised holistic reward. UserError if the file has none."""
@@ -249,6 +257,11 @@ def use_calibration(
     if args.calibration is None:
         return {}
     calibration = read_calibration(args.calibration, task)
+    if calibration.baseline != args.holistic_baseline:
+        raise UserError(
+            f"--calibration {args.calibration} was made with --holistic_baseline {calibration.baseline}, this run has "
+            f"{args.holistic_baseline}; give the same one to both"
+        )
     models = {"policy": policy} | calibrated_models(task, args, normalised(task))
     lines = []
     # the main process speaks for all: hashing a large model takes a minute
@@ -273,10 +286,15 @@ def use_calibration(
     if calibrated != limits:
         lines.append(f"note: it is of at most {calibrated} tokens of prompt and response, this run of {limits}")
     lines += [f"note: it is of a policy with {changed}" for changed in differences(calibration.settings, args)]
+    group = calibration.settings.get("samples_per_prompt", 1)
+    if args.holistic_baseline == "group" and not args.test and group != args.samples_per_prompt:
+        lines.append(f"note: its groups are of {group} answers, those of this run of {args.samples_per_prompt}")
     taken = [f"{name} {value:.6g}" for name, value in calibration.constants.items()]
     lines.insert(0, f"calibration {args.calibration}: {', '.join(taken) or 'nothing that replaces a constant'}")
     if kept := [
-        f"{name} {getattr(args, name):.6g}" for name in constants_of(task) if name not in calibration.constants
+        f"{name} {getattr(args, name):.6g}"
+        for name in constants_of(task)
+        if name not in calibration.constants and (name != LEVEL or args.holistic_baseline == "group")
     ]:
         lines.append(f"not in the calibration, so as before: {', '.join(kept)}")
     if args.threshold_quantile is not None:

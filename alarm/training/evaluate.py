@@ -48,31 +48,27 @@ def evaluate(
 ) -> list[dict]:
     """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
 
-    Each batch is the same, with the same random state where `sampling_seed` is given, whatever the number of
-    processes, and so are the records. An answer here has no group: a combiner that compares the answers to a prompt is
-    replaced (`recipe.alone`), and the mean of the file replaces the baseline `group`.
+    Each batch is the same, with the same random state if `sampling_seed` is given, whatever the number of processes,
+    and so are the records. An answer here has no group: a combiner that compares the answers to a prompt is replaced
+    (`recipe.alone`), and `recipe.level` takes the place of a group's mean.
     """
-    records, recipe = [], recipe.alone
+    records, alone = [], recipe.alone
     with failing_together(accelerator):
-        found = list(answered(prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed))
-    if recipe.baseline == "group":
-        raw = gather_object([score for _, _, measured in found for score in measured.holistic.tolist()])
-        found = [(batch, rollout, less_mean(measured, sum(raw) / len(raw))) for batch, rollout, measured in found]
-    for batch, rollout, measured in found:
-        payment = combine(measured, recipe)
-        metrics = metrics_of(measured, payment)
-        for k, i in enumerate(batch):
-            record = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
-            record |= {name: values[k] for name, values in metrics.items()}
-            record["total_reward"] = payment.rewards[k].sum().item()
-            records.append(record)
+        for batch, rollout, measured in answered(
+            prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
+        ):
+            if recipe.baseline == "group":
+                level = torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64)
+                measured = replace(measured, baseline=level)
+            payment = combine(measured, alone)
+            metrics = metrics_of(measured, payment)
+            for k, i in enumerate(batch):
+                record = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
+                record |= {name: values[k] for name, values in metrics.items()}
+                record["total_reward"] = payment.rewards[k].sum().item()
+                records.append(record)
     records = gather_object(records)
     return sorted(records, key=lambda record: (record["query"], record["index"]))
-
-
-def less_mean(measured: Measured, mean: float) -> Measured:
-    """`measured` with one baseline for all answers."""
-    return replace(measured, baseline=torch.full(measured.holistic.shape, mean, dtype=torch.float64))
 
 
 def answered(

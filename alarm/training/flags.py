@@ -27,6 +27,7 @@ from ..common.flags import (
     unit_share,
 )
 from ..recipe import BASELINES, PLACEMENTS, SHAPINGS
+from .baselines import check_baseline_flags
 from .run import check_trained_base
 
 # defaults of the flags for which a task can have its own (Task.defaults). The constants of PPO are TRL's, which the
@@ -41,6 +42,7 @@ DEFAULTS = {
     "holistic_reward_weight": 1.0,
     "ultra_mean": 0.0,
     "ultra_std": 1.0,
+    "holistic_level": 0.0,
     "length_mean": 1.0,
     "lr": 2e-4,
     "outer_epoch": 1,
@@ -133,12 +135,12 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         default=PLACEMENTS[0],
         choices=PLACEMENTS,
     )
+    add_baseline_flags(add)
     add(
-        "holistic_baseline",
-        "subtracted from a raw holistic score before it is normalised: the score of the start policy's greedy answer "
-        "to the prompt, of the reference answer, or the mean of the prompt's group",
-        default=BASELINES[0],
-        choices=BASELINES,
+        "holistic_level",
+        "with --holistic_baseline group: the raw score that takes the place of a group's mean on the dev file and in "
+        "--test, where answers have no group",
+        finite_float,
     )
     add_combiner_flags(add, switch)
     switch("length_reward", "replace the aspect rewards by response length / --length_mean (an ablation)")
@@ -225,6 +227,23 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add_reward_flags(flags, task, ("all", "score", "ppo"))
 
 
+def add_baseline_flags(add: Callable) -> None:
+    """Add what a raw holistic score is compared with; `baselines` measures it."""
+    add(
+        "holistic_baseline",
+        "subtracted from a raw holistic score before it is normalised: the score of the start policy's greedy answer "
+        "to the prompt, of the reference answer, or the mean of the prompt's group",
+        default=BASELINES[0],
+        choices=BASELINES,
+    )
+    add("baseline_policy", "with --holistic_baseline greedy: the policy that answers (default: --policy_ckpt)")
+    add(
+        "baseline_file",
+        "with --holistic_baseline greedy or reference: file that keeps the measured scores, for several runs "
+        "(default: baselines.json in the run's folder; none with --test)",
+    )
+
+
 def add_combiner_flags(add: Callable, switch: Callable) -> None:
     """Add the constants of the combiners, with the defaults of `combiners.Options`."""
     own = Options()
@@ -258,10 +277,12 @@ def parse_ppo_flags(flags: argparse.ArgumentParser, argv: list[str] | None, task
     if args.calibration is None:
         if args.threshold_quantile is not None:
             raise UserError("--threshold_quantile needs --calibration; write a file with `python -m alarm.calibrate`")
-        if args.holistic_baseline != "none" and not {"ultra_mean", "ultra_std"} <= given:
+        needed = {"ultra_mean", "ultra_std"} | ({"holistic_level"} if args.holistic_baseline == "group" else set())
+        if args.holistic_baseline != "none" and not needed <= given:
             raise UserError(
                 f"--holistic_baseline {args.holistic_baseline} changes the scale of the holistic score; give a "
-                "--calibration made with the same --holistic_baseline, or --ultra_mean and --ultra_std"
+                "--calibration made with the same --holistic_baseline, or "
+                + ", ".join(f"--{name}" for name in sorted(needed))
             )
         return args
     from .calibration import read_calibration
@@ -322,6 +343,11 @@ def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
             )
         if args.holistic_baseline == "group":
             raise UserError("--holistic_baseline group is a mean over answers; give --samples_per_prompt 2 or more")
+    check_baseline_flags(args)
+    if args.test and args.holistic_baseline == "greedy" and args.baseline_policy is None:
+        raise UserError(
+            "--holistic_baseline greedy with --test needs --baseline_policy: the policy that training started from"
+        )
     if args.reward_type == "decoupled" and args.advantage == "grpo":
         raise UserError(
             "--reward_type decoupled divides by the deviation of each group, and --advantage grpo would do so again; "
@@ -353,7 +379,7 @@ def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
         check_new_file(target, "--save_dir", args.overwrite)
 
 
-def resolve_policy(name: str, anyway: bool = False) -> str:
+def resolve_policy(name: str, anyway: bool = False, flag: str = "--policy_ckpt") -> str:
     """The folder or hub name to load: an earlier run's --save_dir stands for the policy that it ended with.
 
     Raises UserError for a local path that is neither a model, an adapter nor a run, and for a run whose base model has
@@ -365,17 +391,17 @@ def resolve_policy(name: str, anyway: bool = False) -> str:
             best = f", or give {path / 'best'}" if (path / "best").is_dir() else ""
             raise UserError(f"{path} holds a run that has not ended; finish it with --resume{best}")
         name = str(path / "policy")
-    check_model_name(name, "--policy_ckpt", ("config.json", "adapter_config.json"))
+    check_model_name(name, flag, ("config.json", "adapter_config.json"))
     if not Path(name).is_dir():
         return name
-    _check_adapter(Path(name))
+    _check_adapter(Path(name), flag)
     # adapters remember the path of their base model: a relative one would mean another folder elsewhere
     policy = Path(name).resolve()
     check_trained_base(policy, anyway)
     return str(policy)
 
 
-def _check_adapter(folder: Path) -> None:
+def _check_adapter(folder: Path, flag: str) -> None:
     """Raise UserError if `folder` holds an adapter whose base model cannot be found."""
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -385,4 +411,4 @@ def _check_adapter(folder: Path) -> None:
     try:
         check_base(folder, base if isinstance(base, str) else "")
     except ValueError as error:
-        raise UserError(f"--policy_ckpt: {error}") from error
+        raise UserError(f"{flag}: {error}") from error

@@ -40,6 +40,9 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
     check_launch()
     rows = load_splits(task, args)
     policy = resolve_policy(args.policy_ckpt, args.resume_anyway)
+    start = policy
+    if args.baseline_policy is not None:
+        start = resolve_policy(args.baseline_policy, args.resume_anyway, "--baseline_policy")
     for aspect in task.aspects:
         aspect.check(args)
     if args.holistic_model is not None:
@@ -60,6 +63,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     from ..rewards import RewardRecipe
     from ..scoring import holistic_of, load_scorer
+    from .baselines import NAME, with_baselines
     from .evaluate import run_test
     from .loop import run_training
     from .policy import (
@@ -83,10 +87,15 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
     recipe = RewardRecipe.from_flags(args, task)
     scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
     try:
+        file = args.baseline_file or (None if args.test else run.dir / NAME)
+        prompts = with_baselines(prompts, task, args, start, scorer, args.eval_batch_size, file)
+
         # 4. answer and score, or train
         if args.test:
             model = load_answering_policy(policy, tokenizer, args)
             models = {"policy": policy} | calibrated_models(task, args, ["holistic", *task.weights(args)])
+            if args.holistic_baseline == "greedy":
+                models["baseline_policy"] = start
             meta = functools.partial(generations_meta, task, args, models, sources["test"])
             run_test(model, scorer, recipe, tokenizer, prompts["test"], args, meta)
         else:
@@ -123,6 +132,8 @@ def source_of(task: Task, args: argparse.Namespace) -> str:
 def reward_models(task: Task, args: argparse.Namespace) -> dict:
     """Flag -> folder or hub name of each reward model that the numbers of a run depend on."""
     models = {} if args.holistic_model is None else {"holistic_model": args.holistic_model}
+    if args.baseline_policy is not None:
+        models["baseline_policy"] = args.baseline_policy
     for aspect in task.aspects:
         models |= aspect.models(args)
     return models

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..common.errors import ServiceError, UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 
-def on_main(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
+def on_main(accelerator: Accelerator | PartialState, make: Callable[[], Any]) -> Any:
     """What `make` returns on the main process, on every process. A UserError of it is raised on every process."""
     found: list = [None, None]
     if accelerator.is_main_process:

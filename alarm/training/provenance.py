@@ -21,7 +21,7 @@ PACKAGES = (
     "lingua-language-detector",
 )
 # flags that say where something is written or how it is shown
-NO_SETTINGS = ("save_dir", "run_name", "overwrite", "report_to", "test", "resume", "resume_anyway")
+NO_SETTINGS = ("save_dir", "run_name", "overwrite", "report_to", "test", "resume", "resume_anyway", "baseline_file")
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from ..common.errors import UserError
 from ..common.files import write_json, write_text
 from ..common.identity import base_changes, changes, file_identity, model_identity, rows_identity
 from ..common.launch import is_main_process
+from .baselines import NAME as BASELINES
 from .provenance import versions
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Run:
 
     # what may differ when a run is continued: none of it changes what is computed
     FREE = ("resume", "resume_anyway", "max_steps", "report_to", "run_name")
-    FREE += ("keep_checkpoints", "checkpoint_interval", "save_dir")
+    FREE += ("keep_checkpoints", "checkpoint_interval", "save_dir", "baseline_file")
     # flags that name a file which is read as it is
     FILES = ("train_file", "dev_file", "calibration", "task_file")
 
@@ -135,8 +136,8 @@ class Run:
         self.models = models
         if self.dir.exists() and not self.dir.is_dir():
             raise UserError(f"{self.dir} is a file; --save_dir is the folder of the run")
-        # a start that failed while models were loading leaves the tracker's folder at most
-        if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker"}:
+        # a start that failed while models were loading leaves these at most
+        if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker", BASELINES}:
             self._hash_files()
             return
         if not (self.dir / "run.json").is_file():
