@@ -156,7 +156,7 @@ class Training:
         samples = gather_samples(rollout, measured, payment, accelerator)
         row = training_row(samples, stats)
         if self.recipe.reward_type == "lagrangian":
-            row |= {f"multiplier/{name}": value for name, value in self.recipe.multipliers.items()}
+            row |= {f"multiplier/{name}": self.recipe.multipliers.get(name, 0.0) for name in self.recipe.paid}
             state.multipliers = update_multipliers(payment.totals, self.recipe)
             self.recipe = replace(self.recipe, multipliers=state.multipliers)
         row |= {

@@ -85,6 +85,10 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
     # 3. the rewards, then the policy
     settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
     recipe = RewardRecipe.from_flags(args, task)
+    if recipe.alone is not recipe:
+        state.print(f"the dev file and --test have one answer a prompt: paid as {recipe.alone.reward_type} there")
+    if recipe.baseline == "group":
+        state.print(f"the dev file and --test have no groups: --holistic_level {recipe.level:.6g} is subtracted there")
     scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
     try:
         file = args.baseline_file or (None if args.test else run.dir / NAME)

@@ -78,3 +78,19 @@ def test_normalised_rewards_by_hand():
         [0.0, pytest.approx(2.0 - 3.0)],
         [0.0, -20.0],  # without text: the penalty alone
     ]
+
+
+def test_the_tables_of_the_combiners_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from five_answers import table
+
+    page = (ROOT / "docs" / "combiners.md").read_text()
+    assert table("sigmoid") in page and table("centred") in page
+
+
+def test_the_combiners_page_names_every_choice():
+    from alarm.combiners import COMBINERS
+    from alarm.recipe import BASELINES, PLACEMENTS, SHAPINGS
+
+    page = (ROOT / "docs" / "combiners.md").read_text()
+    assert [name for name in (*COMBINERS, *SHAPINGS, *PLACEMENTS, *BASELINES) if f"`{name}`" not in page] == []
