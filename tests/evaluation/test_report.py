@@ -19,7 +19,8 @@ from PIL import Image
 from rich.console import Console
 
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import Comparison, Generations, JudgeRates, compare, read_folder
+from alarm.evaluation.compare import Comparison, JudgeRates, compare
+from alarm.evaluation.generations import Generations
 from alarm.evaluation.report import report
 from alarm.evaluation.report.figures import (
     WIN_COLOURS,
@@ -41,6 +42,7 @@ from alarm.evaluation.report.tables import (
     print_table,
     to_markdown,
 )
+from alarm.evaluation.runs import read_folder
 from alarm.evaluation.selection import select_aspect
 from alarm.tasks.find import find_task
 

@@ -15,7 +15,8 @@ import numpy as np
 from ...api import Task
 from ...common.errors import UserError
 from ...common.files import whole_folder
-from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, Generations, criterion_title
+from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, criterion_title
+from ..generations import Generations
 from .page import Picture, choose_samples, html_page, markdown_report, samples_section
 from .tables import Column, Footnotes, Section, Table, fits, print_table
 
