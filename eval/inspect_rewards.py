@@ -128,10 +128,10 @@ def main(argv: list[str] | None = None) -> None:
     # 2. the rewards, as train_ppo.py makes them; score, place, check
     import torch
 
+    from alarm.common.console import screen
     from alarm.common.launch import process_state
     from alarm.evaluation.inspection.inspect import Report, inspect_generations
     from alarm.evaluation.inspection.show import html_report, print_report
-    from alarm.evaluation.report.report import screen
     from alarm.rewards import RewardRecipe
     from alarm.scoring import holistic_of, load_scorer
     from alarm.training.policy import load_tokenizer

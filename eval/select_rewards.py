@@ -38,8 +38,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
+    from alarm.common.console import screen
     from alarm.evaluation.compare import describe_conflicts
-    from alarm.evaluation.report.report import check_report_folder, print_selection, screen, write_selection_report
+    from alarm.evaluation.report.report import check_report_folder, print_selection, write_selection_report
     from alarm.evaluation.runs import missing_metrics, read_run, require_same_metrics, require_same_queries
     from alarm.evaluation.selection import select_aspect
 
