@@ -273,6 +273,26 @@ class Task:
         rest = (HOLISTIC, LENGTH, *(metric.key for metric in self.metrics))
         return (*self.columns, *(key for key in rest if key not in self.columns))
 
+    def rows(
+        self,
+        args: argparse.Namespace,
+        names: Sequence[str],
+        load: Callable[[str | Path], list[dict]] | None = None,
+    ) -> dict[str, list[dict]]:
+        """The rows of the named splits: of `splits`, or of the files --train_file, --dev_file, --test_file.
+
+        load: reads a file, instead of the task's `load`. UserError for a file that is not named or cannot be read.
+        """
+        if self.splits is not None:
+            return self.splits(args, names)
+        found = {}
+        for name in names:
+            path = getattr(args, f"{name}_file")
+            if path is None:
+                raise UserError(f"--{name}_file is not given; name the file of the {name} prompts")
+            found[name] = (load or self.load)(path)
+        return found
+
     def aspect(self, name: str) -> Aspect:
         """The aspect of this name. UserError with the names that exist if there is none."""
         for aspect in self.aspects:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from alarm.common.console import Table, plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable, write_json
+from alarm.common.files import check_folder, write_json
 from alarm.common.flags import parser, positive_int, seed_value
 from stages import ROOT, Stage
 
@@ -64,9 +64,7 @@ def remove(path: Path) -> None:
 
 def check_work_dir(work: Path) -> None:
     """Raise UserError for a folder that holds something else than a quickstart."""
-    check_writable(work, "--work_dir")
-    if work.is_file():
-        raise UserError(f"--work_dir {work} is a file; give the path of a folder")
+    check_folder(work, "--work_dir")
     if work.is_dir() and any(work.iterdir()) and not (work / MARKER).is_dir():
         raise UserError(f"--work_dir {work} holds other files; give a new folder or one that a quickstart wrote")
     (work / MARKER).mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from alarm.common.console import Column, Section, Table, plain_table
 from alarm.common.files import read_rows
 from alarm.evaluation.provenance import SIDECAR
+from alarm.training.run import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +72,7 @@ def pair_baseline(dev: dict) -> float:
 
 def training_rows(run: Path) -> list[dict]:
     """The training steps of a run's log."""
-    return [row["train"] for row in read_rows(run / "log.jsonl") if "train" in row]
+    return [row["train"] for row in read_log(run / "log.jsonl") if "train" in row]
 
 
 def read_policies(work: Path) -> dict[str, list[dict]]:

@@ -208,6 +208,22 @@ def check_new_file(path: str | Path, flag: str, overwrite: bool) -> None:
         raise UserError(f"{flag} {path} exists; give another one, or --overwrite to replace it")
 
 
+def check_folder(path: str | Path, flag: str) -> None:
+    """Raise UserError if the folder that `flag` names cannot be written, or is a file."""
+    path = Path(path)
+    check_writable(path, flag)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {path} is a file; give the path of a folder")
+
+
+def check_new_folder(path: str | Path, flag: str) -> None:
+    """Raise UserError unless the folder that `flag` names can be written and is new or empty."""
+    path = Path(path)
+    check_folder(path, flag)
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{flag} {path} already holds something; give a new folder or remove it")
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 

@@ -19,7 +19,7 @@ from trl.config import TRACKERS
 
 from ..common.console import Column, Section, Table, print_table
 from ..common.errors import UserError
-from ..common.files import check_writable, write_json
+from ..common.files import check_new_folder, write_json
 from ..common.flags import check_model_name, half_share, parser, positive_float, positive_int, seed_value
 from ..common.launch import check_launch, process_state
 from ..common.texts import Example, question_key, shared_questions, without_shared
@@ -61,20 +61,10 @@ def add_selection_flag(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def check_save_dir(path: str | Path) -> None:
-    """Raise UserError if the folder to write already holds something."""
-    path = Path(path)
-    check_writable(path, "--save_dir")
-    if path.is_file():
-        raise UserError(f"--save_dir {path} is a file; give the path of a new folder")
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"--save_dir {path} already holds something; give a new folder or remove it")
-
-
 def check_training(args: argparse.Namespace) -> None:
     """Raise UserError for what is wrong with the flags of `training_parser` before any model loads."""
     check_launch()
-    check_save_dir(args.save_dir)
+    check_new_folder(args.save_dir, "--save_dir")
     check_model_name(args.model_path, "--model_path")
 
 

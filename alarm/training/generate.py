@@ -71,7 +71,7 @@ def translate_split(
 ) -> tuple[list[dict], list[str]]:
     """The rows of a split and the policy's greedy answer to each, as training encodes them. Every process calls this.
 
-    args: what `task.splits` and `task.configure` need, dtype, chat_template, source_language and target_language.
+    args: what `task.rows` and `task.configure` need, dtype, chat_template, source_language and target_language.
     """
     from trl.generation import GREEDY
 
@@ -79,7 +79,7 @@ def translate_split(
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
 
     task = task if task.configure is None else task.configure(task, args)
-    rows = task.splits(args, [split])[split]
+    rows = task.rows(args, [split])[split]
     tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     source = getattr(args, f"{split}_file") or args.dataset

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 
 from ..api import Settings, Task
-from ..common.errors import UserError
 from ..common.flags import check_model_name, parser
 from ..common.launch import check_launch, process_state
 from ..common.prompts import uses_chat
@@ -98,16 +97,9 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
 def load_splits(task: Task, args: argparse.Namespace) -> dict[str, list[dict]]:
     """The rows of train and dev, or with --test of test. UserError for a file that is not named or cannot be read."""
-    splits = ["test"] if args.test else ["train", "dev"]
-    if task.splits is not None:
-        return {split: task.splits(args, [file_of(split, args)])[file_of(split, args)] for split in splits}
-    found = {}
-    for split in splits:
-        flag = f"{file_of(split, args)}_file"
-        if getattr(args, flag) is None:
-            raise UserError(f"--{flag} is not given; name the file of the {split} prompts")
-        found[split] = task.load(getattr(args, flag))
-    return found
+    files = {split: file_of(split, args) for split in (["test"] if args.test else ["train", "dev"])}
+    rows = task.rows(args, list(files.values()))
+    return {split: rows[file] for split, file in files.items()}
 
 
 def file_of(split: str, args: argparse.Namespace) -> str:

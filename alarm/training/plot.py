@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..api import HOLISTIC, LENGTH, Metric
 from ..common.errors import UserError, report_user_errors
-from ..common.files import check_writable
+from ..common.files import check_folder
 from ..common.flags import parser, positive_int
 from ..tasks.find import BUILT_IN, find_task
 from .run import read_log
@@ -248,10 +248,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{len(args.run_dir)} runs cannot be told apart in one figure; give at most {len(STYLES)}")
     runs = [read_run(path, name) for path, name in zip(args.run_dir, run_names(args.run_dir), strict=True)]
     folder = Path(args.save_dir or args.run_dir[0])
-    if folder.is_file():
-        raise UserError(f"--save_dir {folder} is a file; give a folder")
+    check_folder(folder, "--save_dir")
     target = folder / FILE
-    check_writable(target, "--save_dir")
     check_target(target)
 
     tasks = [find_task(args.task)] if args.task else [find_task(name) for name in BUILT_IN]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
-from ..common.files import write_json, write_text
+from ..common.files import check_folder, write_json, write_text
 from ..common.identity import base_changes, changes, file_identity, model_identity, rows_identity
 from ..common.launch import is_main_process
 from .provenance import versions
@@ -133,8 +133,7 @@ class Run:
         A file that changed since the run was started is an error, and with --resume_anyway a warning.
         """
         self.models = models
-        if self.dir.exists() and not self.dir.is_dir():
-            raise UserError(f"{self.dir} is a file; --save_dir is the folder of the run")
+        check_folder(self.dir, "--save_dir")
         # a start that failed while models were loading leaves the tracker's folder at most
         if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker"}:
             self._hash_files()

@@ -14,10 +14,10 @@ from alarm import train_sft
 from alarm.learning.fit import Epoch, epoch_table, epochs_as_table
 from alarm.learning.sft import (
     collate_joined,
+    demonstrations,
     encode_joined,
     encode_separate,
     joined_loss,
-    load_demonstrations,
     parse_args,
 )
 from alarm.tasks.find import add_task_flag, find_task
@@ -41,7 +41,8 @@ def test_every_reference_is_a_target(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "p", "answer": ["x", " y "]}, {"text": "q", "answer": ["z", " "]}]))
     args = load_script("long-form-QA/train_sft.py").parse_args(["--save_dir", "x", "--train_file", str(path)])
-    assert load_demonstrations(TASK, "train", args) == [("p", "x"), ("p", "y"), ("q", "z")]
+    rows = TASK.rows(args, ["train"], TASK.load_answered)["train"]
+    assert demonstrations(TASK, rows, str(path)) == [("p", "x"), ("p", "y"), ("q", "z")]
 
 
 LLAMA = CHECKPOINTS / "tiny-ultrarm"

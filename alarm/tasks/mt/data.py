@@ -42,7 +42,7 @@ def load_rows(source: str | Path, limit: int | None = None) -> list[dict]:
     return _usable(_read(source, limit), source)
 
 
-def load_splits(source: str | Path = DATASET) -> Splits:
+def split_source(source: str | Path = DATASET) -> Splits:
     """Train, dev and test rows of one source: of its first 100,000 rows 30% are test, of the others 10% dev.
 
     Both splits with seed 42, dev cut to 2,000 rows, as the published data were split.
@@ -121,5 +121,5 @@ def load_parts(files: dict[str, str | None], source: str = DATASET) -> dict[str,
 
     Raises UserError if something cannot be read.
     """
-    splits = None if all(files.values()) else load_splits(source)
+    splits = None if all(files.values()) else split_source(source)
     return {split: load_rows(path) if path else getattr(splits, split) for split, path in files.items()}
