@@ -142,7 +142,7 @@ def test_a_row_without_an_answer_is_named_with_its_file(row, named, tmp_path, ca
     (tmp_path / "rows.json").write_text(json.dumps([{"text": "p", "answer": "x"}, row]))
     flags = ["--task", str(tmp_path / "task.py"), "--model_path", "hub/name", "--save_dir", str(tmp_path / "new")]
     with pytest.raises(SystemExit) as stop:
-        train_sft.main([*flags, "--train_file", str(tmp_path / "rows.json"), "--dev_file", "dev.json"])
+        train_sft.main([*flags, "--train_file", str(tmp_path / "rows.json"), "--dev_file", str(tmp_path / "rows.json")])
     [line] = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and "rows.json, row 2" in line and named in line
 
