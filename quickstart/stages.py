@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from alarm.common.console import Column, Section, Table, plain_table
+from alarm.common.console import Table, plain_table
 from alarm.common.files import read_rows
 from alarm.evaluation.provenance import SIDECAR
 from alarm.training.run import read_log
@@ -50,16 +50,14 @@ def plots(work: Path) -> Stage:
     return Stage("curves of the PPO runs", "plots", lambda: words)
 
 
-def what_to_look_at(work: Path) -> Table:
-    """The files that are made to be looked at."""
+def what_to_look_at(work: Path) -> str:
+    """The files that are made to be looked at, a line each."""
     files = {
         "the comparison, a page": "generations_results/eval-report/index.html",
         "rewards token by token, a page": "inspection.html",
         "curves of the PPO runs": "plots/training.png",
     }
-    columns = (Column("what", text=True), Column("file", name=True))
-    rows = tuple((what, short(work / file)) for what, file in files.items())
-    return Table("To look at", "", columns, (Section(rows),))
+    return "\n".join(f"{what:<32}{short(work / file)}" for what, file in files.items())
 
 
 # --- what came out ---------------------------------------------------------------------------------------------------

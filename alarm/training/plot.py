@@ -216,7 +216,7 @@ def draw(axes: Axes, runs: Sequence[RunLog], number: int, metric: str, window: i
 
 def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     """Title, grid and range of a panel."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#dddddd", linewidth=0.6)
@@ -224,6 +224,7 @@ def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # an offset would stand in the title's place
     if ends:
         axes.set_ylim(ends[0] - 0.03, ends[1] + 0.03)
 

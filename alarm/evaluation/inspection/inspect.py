@@ -306,9 +306,11 @@ def _inspect_one(
     )
     notes = []
     if text != answer:
-        notes.append("the tokens decode to another text than the one recorded; rewards of aspects are of the former")
+        notes.append(
+            "the tokens decode to another text than the recorded one; the aspects were scored on the decoded text"
+        )
     if tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
-        notes.append("no EOS: the recorded response_length says that the response ran into the length limit")
+        notes.append("no EOS: by the recorded response_length, the response reached the length limit")
 
     keys = {metric.name: metric.key for metric in task.metrics}
     metrics = {keys.get(name, name): value for name, value in found.metrics.items() if value is not None}

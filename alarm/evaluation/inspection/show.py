@@ -176,6 +176,8 @@ td, th {{ padding: .1rem 1.2rem .1rem 0; text-align: right; white-space: nowrap 
   body {{ padding: .6rem }}
   dl {{ grid-template-columns: 1fr; gap: 0 }}
   dd {{ margin-bottom: .3rem }}
+  td, th {{ padding-right: .5rem }}
+  table {{ font-size: .8rem }}
 }}
 """
 

@@ -171,15 +171,15 @@ nav ul { display: flex; gap: 0 1.1rem; margin: 0; padding: 0; list-style: none; 
 @media (min-width: 48rem) { nav ul { flex-wrap: wrap; } }
 .note { margin: .2rem 0 .6rem; max-width: 60rem; color: var(--soft); font-size: .9rem; white-space: pre-line; }
 .scroll { overflow-x: auto; }
-table { border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+table { border-spacing: 0; font-size: .9rem; line-height: 1.375rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .3125rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   font-weight: normal; white-space: nowrap; }
 thead th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--soft); }
 th.text, td.text, .section th { text-align: left; }
 tbody th.text { white-space: normal; min-width: 8rem; }
 tr > th:first-child { position: sticky; left: 0; background: var(--paper) padding-box; }
 .section th { font-weight: 600; background: var(--shade) !important; padding-top: .5rem; }
-small { color: var(--soft); }
+small { color: var(--soft); line-height: 1; }
 figure { margin: .6rem 0 1rem; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; max-width: 60rem; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
