@@ -23,7 +23,7 @@ from alarm.tasks.mt.grammar import BACKENDS, Match, make_checker
 
 SPELLING = "MORFOLOGIK_RULE_EN_US"
 
-Planted = tuple[str, int, int]  # text, and where the error is
+Planted = tuple[str, int, int]  # text, start and end of the error
 
 _SWAPS = {"is": "are", "are": "is", "was": "were", "has": "have", "have": "has", "does": "do", "do": "does"}
 _SUBJECTS = re.compile(

@@ -1,4 +1,4 @@
-"""Does it matter on which token a reward lands? PPO on a toy where it can be seen, aligned and misaligned.
+"""Does it matter on which token a reward lands? PPO on a toy task, with aligned and misaligned rewards.
 
 Every occurrence of one given token pays 1, on that token; a small T5 starts at chance. Responses are of ragged length
 (the environment ends each after 4 to 16 tokens). The same run is made twice: with each reward on its own token, and

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     add("--query", help="show the generations whose query contains this; with --generation, the whole prompt of it")
     add("--limit", type=positive_int, default=20, help="show at most this many generations, the first of the file")
     add("--generation", help="instead of a file: one response to the prompt --query")
-    add("--question", help="qa, with --generation: the question in the prompt, where --examples has no such row")
+    add("--question", help="qa, with --generation: the question in the prompt, if --examples has no such row")
     add("--examples", help="data file with the rows that were answered, matched by their prompts (qa: --test_file)")
     add("--html", type=Path, help="write a page as well, here")
     add("--overwrite", action="store_true", help="replace the file at --html if it exists")

@@ -111,7 +111,7 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
         T5ForConditionalGeneration,
     )
 
-    # the longest prompt with an answer behind it has to fit, whatever the vocabulary
+    # the longest prompt and its answer have to fit, with any vocabulary
     positions = 2560
     heads = reward_model_size // 32
     made = []

@@ -27,7 +27,7 @@ class Stage:
 
 
 def flag_words(**values) -> list[str]:
-    """Keyword arguments as command-line words; True stands for a switch."""
+    """Keyword arguments as command-line words; True gives a switch."""
     words = []
     for name, value in values.items():
         if value is True:

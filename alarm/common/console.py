@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TEXT_WIDTH = 28  # terminal columns that a text is given before a table counts as too wide
-MOST_TEXT_WIDTH, LEAST_TEXT_WIDTH = 56, 14  # where there is room, and before numbers go into a second block
+MOST_TEXT_WIDTH, LEAST_TEXT_WIDTH = 56, 14  # if there is room; before numbers go into a second block
 GAP = 3  # between two terminal columns
 
 

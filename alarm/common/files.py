@@ -85,19 +85,19 @@ def parse_json(text: str, where: str) -> object:
         line = f"line {error.lineno}, " if "\n" in text else ""
         reason = f"{error.msg} at {line}character {error.colno}"
     except RecursionError:
-        reason = "brackets inside of brackets, too deep to read"
+        reason = "brackets are nested too deeply"
     except ValueError:  # Python's own limit
         reason = f"a number of more than {sys.get_int_max_str_digits()} digits"
     raise UserError(f"{where} is not JSON that can be read ({reason}); fix it")
 
 
 def read_json(path: str | Path) -> object:
-    """The value of a JSON file. Raises UserError, naming the file, where it is none."""
+    """The value of a JSON file. Raises UserError, naming the file, if it is none."""
     return parse_json(read_text(path), str(path))
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Read a JSON list or JSON lines file of objects, whatever its name ends in; it may be gzip-compressed.
+    """Read a JSON list or JSON lines file of objects, with any ending of its name; it may be gzip-compressed.
 
     Raises UserError, naming the file and the line, for a missing file, malformed JSON, a row that is not an object,
     and a file without rows.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .judge.judge import Judgement
 
 JUDGE = "judge"
-# what rounding can do to the score of one answer, as a share of the score (of 1 where it is smaller): bfloat16 keeps
+# the largest difference that rounding can make, as a share of the score (of 1 if the score is smaller). bfloat16 keeps
 # 8 bits, and a deep model adds up their errors
 ROUNDING = 2**-5
 TURNED = 0.1  # of the equal answers may have a unit that rounding turned (Metric.differs_by "units")
@@ -50,9 +50,9 @@ def criterion_title(criterion: str, lower_wins: frozenset[str], gap: str = " ") 
 def comparable_metrics(runs: list[Generations]) -> dict[str, np.ndarray]:
     """The metrics of runs on the same N prompts, with one value for one answer. -> metric -> (R, N) float64.
 
-    Answers to a prompt are equal if their `generation` strings are, character by character. The first run's values
-    stand for all runs that gave this answer: scores of one text differ in their last bits from batch to batch, and
-    equal answers must tie. Rows without a `generation` keep their values.
+    Answers to a prompt are equal if their `generation` strings are, character by character. All runs that gave this
+    answer get the first run's values: scores of one text differ in their last bits from batch to batch, and equal
+    answers must tie. Rows without a `generation` keep their values.
     """
     first = np.empty((len(runs), len(runs[0].queries)), dtype=np.intp)  # the first run with the same answer
     for row, answers in enumerate(zip(*(run.generations for run in runs), strict=True)):

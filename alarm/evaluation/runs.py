@@ -58,8 +58,8 @@ def read_seeds(
 ) -> dict[str, list[Generations]]:
     """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
 
-    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError if both are there,
-    and where seeds do not hold the same runs on the same prompts.
+    Returns the runs of each seed, {"": runs} if there are no seed folders. Raises UserError if both are there,
+    and if seeds do not hold the same runs on the same prompts.
     """
     paths = _run_files(folder)
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and SEED_FOLDER.fullmatch(path.name))
@@ -93,7 +93,7 @@ def _run_files(folder: Path) -> list[Path]:
 
 
 def require_same_queries(where: Path | str, first_name: str, first: Generations, name: str, run: Generations) -> None:
-    """Raise UserError, saying how many queries differ, where two runs do not answer the same prompts."""
+    """Raise UserError with the number of different queries if two runs do not answer the same prompts."""
     if run.queries != first.queries:
         only_first = len(set(first.queries) - set(run.queries))
         only_run = len(set(run.queries) - set(first.queries))
@@ -105,7 +105,7 @@ def require_same_queries(where: Path | str, first_name: str, first: Generations,
 
 
 def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) -> list[Generations]:
-    """Keep the same `max_compare` random prompts of every run (all of them where there are no more than that).
+    """Keep the same `max_compare` random prompts of every run (all of them if there are no more than that).
 
     The draw of the published code on files sorted by query: `random.seed(seed); random.sample(range(N), max_compare)`.
     """

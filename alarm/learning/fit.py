@@ -133,7 +133,7 @@ def token_losses(logits: Tensor, labels: Tensor, class_weights: list[float] | No
     import torch
     from torch.nn.functional import cross_entropy
 
-    found = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 where ignored
+    found = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 for ignored labels
     weights = (labels != -100).float()
     if class_weights is not None:
         weights = weights * torch.tensor(class_weights, device=labels.device)[labels.clamp(min=0)]

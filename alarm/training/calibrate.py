@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--policy_ckpt",
         required=True,
-        help="policy to sample from, as train_ppo.py takes it: where training will start",
+        help="policy to sample from, as train_ppo.py takes it: the one that training will start from",
     )
     add("--prompts", required=True, help="file of prompts: the training file, or a part of it")
     add("--save_path", required=True, help="JSON file to write")
@@ -207,7 +207,7 @@ def describe_samples(samples: list[dict], rewards: dict[str, str], is_normalised
     found = {}
     for name, what in rewards.items():
         try:
-            # an aspect has no score where it does not apply
+            # an aspect has no score for answers to which it does not apply
             described = describe([sample[name] for sample in with_text if sample[name] is not None])
         except UserError as error:
             raise UserError(f"{name}: {error}") from None

@@ -26,8 +26,8 @@ Generate = Callable[[list[torch.Tensor]], list[torch.Tensor]]  # B x (Q_i,) -> B
 def generator(policy: PreTrainedModelWrapper, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Generate:
     """The policy, answering all prompts of a batch at once with these generation settings and no others.
 
-    A response ends with its first end token, included; see `trl.generation`. Prompts are padded where this kind of
-    model wants it. An encoder-decoder's responses start after `policy.decoder_prefix`.
+    A response ends with its first end token, included; see `trl.generation`. Prompts are padded on the side that
+    this kind of model needs. An encoder-decoder's responses start after `policy.decoder_prefix`.
     """
     tokens = replace(special_tokens(policy.base_model, tokenizer), prefix=policy.decoder_prefix)
 

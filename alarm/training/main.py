@@ -31,7 +31,7 @@ def parse_args(
 
 
 def run_task(task: Task, args: argparse.Namespace) -> None:
-    """Train or test. Raises UserError for whatever a user can fix, as early as possible."""
+    """Train or test. Raises UserError for what a user can fix, as early as possible."""
     # 1. what can be wrong without loading a model
     if task.configure is not None:
         task = task.configure(task, args)

@@ -37,7 +37,7 @@ PANELS = {
 # logged as well, and not drawn
 NOT_DRAWN = {"empty_rate", "aspect_paid", "holistic_paid", "skipped", "entropy", "policy_kl", "early_stopped"}
 NOT_DRAWN |= {"total_reward"}
-DEV_NAMES = {"reward": "total_reward"}  # where the dev file's name differs
+DEV_NAMES = {"reward": "total_reward"}  # if the dev file's name differs
 SMOOTH = ("kl_coef",)  # a mean would only lag behind
 # drift warnings are marked in the panel of what drifted
 WARNED = (HOLISTIC, LENGTH)
@@ -85,7 +85,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def read_run(folder: str | Path, name: str) -> RunLog:
-    """Read log.jsonl of a run's folder. UserError if there is none, where it is empty or not a training log.
+    """Read log.jsonl of a run's folder. UserError if there is none, and if it is empty or no training log.
 
     A last line that is still being written, or that a kill cut short, is left out.
     """
@@ -110,7 +110,7 @@ def read_run(folder: str | Path, name: str) -> RunLog:
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
-    """A label for each folder: its own name, or the whole path where two share that."""
+    """A label for each folder: its own name, or the whole path if two have the same name."""
     names = [Path(folder).resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else list(folders)
 

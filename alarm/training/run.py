@@ -115,7 +115,7 @@ class Run:
     FILES = ("train_file", "dev_file", "calibration", "task_file")
 
     def __init__(self, save_dir: str | Path, args: dict, constants: Iterable[str] = ()):
-        """constants: the flags that a calibration can stand for."""
+        """constants: the flags that a calibration can replace."""
         self.dir = Path(save_dir)
         self.constants = tuple(constants)
         self.args = {name: value for name, value in args.items() if name not in ("test", "overwrite")}

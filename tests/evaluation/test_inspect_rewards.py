@@ -100,21 +100,23 @@ def test_the_published_defect_is_named():
     assert placed.tolist() == [0, 0, 0, 0.5, 0, 2.75]
     check = check_rewards(placed, ["a", " b", ".", "</s>"], torch.tensor([0, 0.5, 0, 0.25]), 2.5)
     assert check.fact == ""
-    assert check.problems == [
-        "all rewards lie 2 tokens late: aligned to the padded row of 6, not to the response of 4",
-        "1 rewards, +2.7500 in sum, lie on the padding behind the response and are lost",
-        "token 4 ('</s>') gets +0.5000 where +2.7500 is due, +2.5000 of it holistic",
-        "token 2 ('b') gets +0.0000 where +0.5000 is due",
+    expected = [
+        ("2 tokens late", "6", "4"),
+        ("+2.7500", "padding"),
+        ("token 4 ('</s>')", "+0.5000", "+2.7500", "+2.5000 of it holistic"),
+        ("token 2 ('b')", "+0.0000", "+0.5000"),
     ]
+    for problem, parts in zip(check.problems, expected, strict=True):
+        assert all(part in problem for part in parts), problem
 
 
 @pytest.mark.parametrize(
     ("placed", "problem"),
     [
-        ([0, 0.5, 0, 0.25], "token 4 ('d') gets +0.2500 where +2.7500 is due, +2.5000 of it holistic"),
-        ([2.5, 0.5, 0, 0.25], "token 1 ('a') gets +2.5000 where +0.0000 is due"),
-        ([0, 0.5, 0, 2.75, 1], "1 rewards, +1.0000 in sum, lie on the padding"),
-        ([0, 0.5, 0, 2.751], "gets +2.7510 where +2.7500"),
+        ([0, 0.5, 0, 0.25], "token 4 ('d') gets +0.2500 instead of +2.7500"),
+        ([2.5, 0.5, 0, 0.25], "token 1 ('a') gets +2.5000 instead of +0.0000"),
+        ([0, 0.5, 0, 2.75, 1], "+1.0000 in sum"),
+        ([0, 0.5, 0, 2.751], "gets +2.7510 instead of +2.7500"),
         ([0, 0.5, 0], "token 4 ('d') gets +0.0000"),
         ([0, 0.5, 0, float("nan")], "not a finite number"),
     ],

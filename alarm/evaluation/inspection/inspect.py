@@ -1,4 +1,4 @@
-"""Looking at rewards: which token of a response earns what, and whether it is where the recipe says it is.
+"""Looking at rewards: what each token of a response earns, and whether the recipe puts the reward on this token.
 
 `inspect_generations` scores responses by the training loop's own code and places the rewards by the trainer's own code;
 `check_rewards` then checks the result against the recipe, on its own account. `show` shows it.
@@ -52,7 +52,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether each reward is on the token that it belongs to. `problems` is empty where it is."""
+    """Whether each reward is on the token that it belongs to. If it is, `problems` is empty."""
 
     fact: str
     problems: list[str]
@@ -60,7 +60,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Difference:
-    """A recorded metric that comes out otherwise today."""
+    """A recorded metric that has another value now."""
 
     metric: str
     recorded: float
@@ -137,7 +137,7 @@ def recorded_metrics(run: Generations, row: int) -> dict[str, float]:
 def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, recorded_length: float | None = None) -> list[int]:
     """The tokens of a text, and EOS behind them.
 
-    EOS is left out where `recorded_length` says that the response ended without: it ran into the length limit.
+    EOS is left out if `recorded_length` counts no EOS: the response reached the length limit.
     """
     ids = list(tokenizer(text_target=text, add_special_tokens=False, verbose=False)["input_ids"])
     if tokenizer.eos_token_id is not None and (not ids or recorded_length != len(ids)):
@@ -148,7 +148,7 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, recorded_length:
 def shown_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[list[str], str]:
     """What each token shows, and the text that they decode to. T ids -> T strings.
 
-    Its own characters; the token's name where it has none, or shares a character with the one before.
+    Its own characters. The token's name if it has none, or shares a character with the token before.
     """
     from ...tasks.spans import token_offsets
 
@@ -187,7 +187,7 @@ def inspect_generations(
     recipe: RewardRecipe,
     batch_size: int,
 ) -> list[Inspection]:
-    """Score responses as training would, all in one padded batch, and check where the rewards lie.
+    """Score responses as training would, all in one padded batch, and check the place of each reward.
 
     rows: which of the run, counted from 0. examples: the data row of each. batch_size: responses that are scored before
     the progress bar moves.
@@ -360,7 +360,7 @@ def check_rewards(placed: Tensor, tokens: list[str], aspect_part: Tensor, holist
     """Whether reward t is on token t: the aspect rewards everywhere, and the holistic one on the last token alone.
 
     placed: (M,) what one row of the padded batch is paid, M >= T. tokens: T. aspect_part: (T,) what the aspects should
-    pay, zeros if they are left out. holistic_part: w_h h, or 0 where it is left out.
+    pay, zeros if they are left out. holistic_part: w_h h, or 0 if it is left out.
     """
     import torch
 
@@ -386,14 +386,14 @@ def check_rewards(placed: Tensor, tokens: list[str], aspect_part: Tensor, holist
         )
     if lost := [t for t in wrong if t >= length]:
         paid = found[length:].sum().item()
-        problems.append(f"{len(lost)} rewards, {paid:+.4f} in sum, lie on the padding behind the response and are lost")
+        problems.append(f"{len(lost)} rewards, {paid:+.4f} in sum, lie on the padding after the response and are lost")
     misplaced = [t for t in wrong if t < length]
     for t in [t for t in misplaced if t == length - 1] + [t for t in misplaced if t < length - 1][:3]:
         part = f", {holistic_part:+.4f} of it holistic" if t == length - 1 and holistic_part else ""
-        problems.append(f"{token(t)} gets {found[t].item():+.4f} where {due[t].item():+.4f} is due{part}")
+        problems.append(f"{token(t)} gets {found[t].item():+.4f} instead of {due[t].item():+.4f}{part}")
     if problems:
         if len(misplaced) > 4:
-            problems.append(f"{len(misplaced)} of {length} tokens get another reward than is due")
+            problems.append(f"{len(misplaced)} of {length} tokens get a wrong reward")
         return Check("", problems)
 
     fact = f"{length} tokens, {len(placed[:length])} rewards, none on padding"

@@ -331,7 +331,7 @@ def describe_selection(selection: dict) -> list[str]:
 
 
 def print_results(found: Comparison, setup: Setup, console: Console) -> None:
-    """Print what was compared and what `compare` found as tables; the averages come last, where the eye is."""
+    """Print what was compared and what `compare` found as tables; the averages come last, to be seen."""
     tables = comparison_tables(found, setup)
     compared, *lines = describe_comparison(found, setup)
     _say(compared, console, whole=True)  # a path can be copied
@@ -389,7 +389,7 @@ def check_report_folder(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder, where the report belongs; move it away or give another place")
+        raise UserError(f"{folder} is a file, but the report is a folder; move it away or give another place")
     try:
         names = {path.name for path in folder.iterdir()}
         written_by = json.loads((folder / "settings.json").read_text(encoding="utf-8")).get("written_by")
@@ -405,8 +405,8 @@ def check_report_folder(folder: Path) -> None:
 def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str, list[Generations]]) -> None:
     """Write the report of a comparison: index.html, report.md, its PNGs and settings.json, whole or not at all.
 
-    seeds: the compared runs of each seed, under "" where there are no seed folders. Raises UserError as
-    `check_report_folder` does, and where the folder cannot be written.
+    seeds: the compared runs of each seed, under "" if there are no seed folders. Raises UserError as
+    `check_report_folder` does, and if the folder cannot be written.
     """
     from .figures import distribution_figure, win_rate_figure
 
@@ -451,7 +451,7 @@ def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str,
 def write_selection_report(folder: Path, selection: dict, task: Task) -> None:
     """Write the report of a selection: index.html, report.md, selection.png, selection.json, settings.json.
 
-    Whole or not at all. Raises UserError as `check_report_folder` does, and where the folder cannot be written.
+    Whole or not at all. Raises UserError as `check_report_folder` does, and if the folder cannot be written.
     """
     from .figures import selection_figure
 
