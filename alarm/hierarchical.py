@@ -91,7 +91,7 @@ class HierarchicalReward:
         """The reward of each answer.
 
         With `tokenizer` and `response_ids` (B x (T_i,), the sampled ids) also of each token. Without them an answer
-        counts as one token, and each span of an aspect once, for any `pay`.
+        counts as one token, and each span of an aspect once, whatever its `pay`.
         """
         import torch
 

@@ -48,7 +48,7 @@ def evaluate(
 ) -> list[dict]:
     """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
 
-    Each batch is the same, with the same random state if `sampling_seed` is given, for any number of
+    Each batch is the same, with the same random state where `sampling_seed` is given, whatever the number of
     processes, and so are the records. An answer here has no group: a combiner that compares the answers to a prompt is
     replaced (`recipe.alone`), and the mean of the file replaces the baseline `group`.
     """

@@ -110,7 +110,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add("train_file", "prompts to train on (JSON list or JSON lines)")
     add("dev_file", "prompts to evaluate on during training")
     add("test_file", "prompts for --test")
-    add("save_dir", "folder of the run, which must be new; with --test, the JSON file to write", required=True)
+    add("save_dir", "where the run is written (a new folder); with --test, the JSON file to write", required=True)
     add("run_name", "name of the run in the tracker", default="alarm")
 
     add(
@@ -354,7 +354,7 @@ def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
 
 
 def resolve_policy(name: str, anyway: bool = False) -> str:
-    """The folder or hub name to load: an earlier run's --save_dir means the policy that it ended with.
+    """The folder or hub name to load: an earlier run's --save_dir stands for the policy that it ended with.
 
     Raises UserError for a local path that is neither a model, an adapter nor a run, and for a run whose base model has
     changed since (with `anyway` that is a printed warning).

@@ -20,7 +20,7 @@ PACKAGES = (
     "textstat",
     "lingua-language-detector",
 )
-# flags that name what is written, or how it is shown
+# flags that say where something is written or how it is shown
 NO_SETTINGS = ("save_dir", "run_name", "overwrite", "report_to", "test", "resume", "resume_anyway")
 
 
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def sidecar(generations: str | Path) -> Path:
-    """The file beside a generations file that says how it was made: NAME.meta.json beside NAME.json."""
+    """The file beside a generations file that says where it comes from: NAME.meta.json beside NAME.json."""
     return Path(generations).with_suffix(".meta.json")
 
 
