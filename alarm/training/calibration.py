@@ -136,18 +136,18 @@ class Calibration:
 
 def read_calibration(path: str | Path, task: Task) -> Calibration:
     """Read a file of alarm.calibrate. UserError if it is none, is of another task, or holds unusable numbers."""
-    hint = "write one with `python -m alarm.calibrate`"
+    mend = "write one with `python -m alarm.calibrate`"
     try:
         content = read_json(path)
     except UserError as error:
-        raise UserError(f"--calibration {error}; {hint}") from None
+        raise UserError(f"--calibration {error}; {mend}") from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UserError(f"--calibration {path} is not a calibration; {hint}")
+        raise UserError(f"--calibration {path} is not a calibration; {mend}")
     if content.get("version") != VERSION:
-        raise UserError(f"--calibration {path} has version {content.get('version')}, not {VERSION}; {hint} again")
+        raise UserError(f"--calibration {path} has version {content.get('version')}, not {VERSION}; {mend} again")
     if content.get("task") != task.name:
         raise UserError(
-            f"--calibration {path} is one of task {content.get('task')}, not of {task.name}; {hint} for {task.name}"
+            f"--calibration {path} is one of task {content.get('task')}, not of {task.name}; {mend} for {task.name}"
         )
     try:
         for part in ("rewards", "models", "settings"):
@@ -158,15 +158,15 @@ def read_calibration(path: str | Path, task: Task) -> Calibration:
             _check_identity(identity)
     except (KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"--calibration {path} lacks a part or holds another type there ({error}); {hint} again"
+            f"--calibration {path} lacks a part or holds another type there ({error}); {mend} again"
         ) from None
     found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"])
     for name, described in found.rewards.items():
         if problem := _contradiction(described, name in normalised(task)):
-            raise UserError(f"--calibration {path}: the numbers of {name} cannot be used ({problem}); {hint} again")
+            raise UserError(f"--calibration {path}: the numbers of {name} cannot be used ({problem}); {mend} again")
     if found.constants.get("length_mean", 1) <= 0:
         raise UserError(
-            f"--calibration {path}: the numbers of length cannot be used (its mean is not above 0); {hint} again"
+            f"--calibration {path}: the numbers of length cannot be used (its mean is not above 0); {mend} again"
         )
     return found
 
