@@ -17,7 +17,7 @@ LANGUAGETOOL = languagetool/LanguageTool-6.8
 
 .PHONY: quickstart test test-fast style clean-quickstart languagetool plots
 
-# for translation the real LanguageTool is brought where Java and Maven are found
+# for translation, LanguageTool is downloaded if Java and Maven are installed
 quickstart: $(VENV)/.installed
 	if [ $(TASK) = mt ] && command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
 	$(RUN) quickstart/run.py --task $(TASK)

@@ -75,7 +75,7 @@ class Metric:
     # which rounding can turn), or by the tokens that the text came from ("tokens")
     differs_by: str = "rounding"
     depends_on: str = ""  # flags to look at if a recorded value comes out otherwise
-    no_aspect: str = ""  # why it cannot stand for its aspect when one is selected
+    no_aspect: str = ""  # why it cannot represent its aspect when one is selected
     value: Callable[[Score], float] | None = None  # of one score; default: the number itself, or how many spans it has
 
     @property
@@ -134,10 +134,10 @@ class Aspect:
     score: a function (prompts, answers, rows) -> B scores, or something with `load` (see `Loadable`). A score is a
         float, paid on the answer's last token, or a list of (start, end, value) spans of the answer's characters, in
         order and without overlap; None: the aspect does not apply to this answer.
-    pay: where a span's value goes. `last`: on the last token of the span; values that meet add up. `tokens`: on each
-        token that the span touches; where two spans touch one token, the later one decides.
+    pay: the tokens that get a span's value. `last`: the last token of the span; values that meet add up. `tokens`: each
+        token that the span touches; if two spans touch one token, the later one decides.
     metrics: what is logged and compared. Default: one of the aspect's name, the sum of an answer's values. The first
-        that may (see Metric.no_aspect) stands for the aspect in a selection.
+        that may (see Metric.no_aspect) represents the aspect in a selection.
     flag, weight: name (without --) and default of its weight. A new aspect takes no part unless it is given one.
     flags: constants of its own, for one with `load`.
     calibrated: what a calibration describes, in words.
@@ -272,6 +272,26 @@ class Task:
         """The keys in files of all metrics, in the order of results."""
         rest = (HOLISTIC, LENGTH, *(metric.key for metric in self.metrics))
         return (*self.columns, *(key for key in rest if key not in self.columns))
+
+    def rows(
+        self,
+        args: argparse.Namespace,
+        names: Sequence[str],
+        load: Callable[[str | Path], list[dict]] | None = None,
+    ) -> dict[str, list[dict]]:
+        """The rows of the named splits: of `splits`, or of the files --train_file, --dev_file, --test_file.
+
+        load: reads a file, instead of the task's `load`. UserError for a file that is not named or cannot be read.
+        """
+        if self.splits is not None:
+            return self.splits(args, names)
+        found = {}
+        for name in names:
+            path = getattr(args, f"{name}_file")
+            if path is None:
+                raise UserError(f"--{name}_file is not given; name the file of the {name} prompts")
+            found[name] = (load or self.load)(path)
+        return found
 
     def aspect(self, name: str) -> Aspect:
         """The aspect of this name. UserError with the names that exist if there is none."""

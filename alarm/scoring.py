@@ -62,7 +62,7 @@ def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
     """
     aspects, names = {}, tuple(names)
     if rollout.response_ids is None:
-        # a text stands for one token
+        # a text counts as one token
         decoded, lengths = [(text, [(0, len(text))]) for text in rollout.responses], [1] * len(rollout.responses)
     else:
         lengths = [len(ids) for ids in rollout.response_ids]

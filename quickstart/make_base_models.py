@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alarm.common.console import plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable, read_rows, require_fields, require_texts, whole_folder
+from alarm.common.files import check_new_folder, read_rows, require_fields, require_texts, whole_folder
 from alarm.common.flags import seed_value
 
 
@@ -110,7 +111,7 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
         T5ForConditionalGeneration,
     )
 
-    # the longest prompt with an answer behind it has to fit, whatever the vocabulary
+    # the longest prompt and its answer have to fit, with any vocabulary
     positions = 2560
     heads = reward_model_size // 32
     made = []
@@ -182,11 +183,7 @@ def make_models(texts: list[str], folder: Path, vocab_size: int, policy_size: in
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     save_dir = Path(args.save_dir)
-    check_writable(save_dir, "--save_dir")
-    if save_dir.is_file():
-        raise UserError(f"--save_dir {save_dir} is a file; give the path of a new folder")
-    if save_dir.exists() and any(save_dir.iterdir()):
-        raise UserError(f"{save_dir} already holds something; give another --save_dir or remove it")
+    check_new_folder(save_dir, "--save_dir")
     for flag in ("policy_size", "reward_model_size"):
         if getattr(args, flag) < 64 or getattr(args, flag) % 64:
             raise UserError(f"--{flag} {getattr(args, flag)} is not a multiple of 64; give 64, 128, ...")
@@ -204,9 +201,10 @@ def main(argv: list[str] | None = None) -> None:
     texts = training_text(rows)
     with whole_folder(save_dir) as folder:
         lines = make_models(texts, folder, args.vocab_size, args.policy_size, args.reward_model_size)
-    print(f"{'model':<12}{'parameters':>12}{'vocabulary':>12}{'tokens per prompt':>20}")
-    for name, parameters, vocabulary, tokens in lines:
-        print(f"{name:<12}{parameters:>12,}{vocabulary:>12,}{tokens:>20.0f}")
+    rows = [
+        (name, f"{parameters:,}", f"{vocabulary:,}", f"{tokens:.0f}") for name, parameters, vocabulary, tokens in lines
+    ]
+    print_table(plain_table("Base models", ("model", "parameters", "vocabulary", "tokens per prompt"), rows))
     print(f"wrote {save_dir}")
 
 

@@ -13,9 +13,8 @@ import random
 from pathlib import Path
 
 from alarm.common.errors import report_user_errors
-from alarm.common.files import whole_folder, write_json
+from alarm.common.files import check_new_folder, whole_folder, write_json
 from alarm.common.flags import parser, seed_value
-from alarm.learning.fit import check_save_dir
 from alarm.tasks.mt.data import load_rows, prompt
 
 
@@ -67,7 +66,7 @@ def preferences(rows: list[dict], rng: random.Random) -> list[dict]:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_save_dir(args.save_dir)
+    check_new_folder(args.save_dir, "--save_dir")
     rows = {"train": load_rows(args.train_file), "dev": load_rows(args.dev_file)}
     with whole_folder(args.save_dir) as folder:
         text = [{"text": prompt(row), "answer": [row["translation"]["en"]]} for row in rows["train"]]

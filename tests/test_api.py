@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -35,6 +36,21 @@ def test_a_weight_of_an_aspect_that_is_not_there_is_one_line():
     assert "\n" not in str(error.value)
     with pytest.raises(SystemExit):
         parse_args(task(Aspect("brevity", score)), "", ["--save_dir", "x", "--wbrevity", "1"])
+
+
+def test_rows_come_from_the_named_files_or_from_the_task(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": "q"}]')
+    args = argparse.Namespace(train_file=str(path), dev_file=None)
+    task = Task("t", prompt=str, aspects=[])
+    assert task.rows(args, ["train"]) == {"train": [{"text": "q"}]}
+    assert task.rows(args, ["train"], lambda path: [{"read": path}]) == {"train": [{"read": str(path)}]}
+    with pytest.raises(UserError, match="--dev_file"):
+        task.rows(args, ["train", "dev"])
+    asked = []
+    own = Task("t", prompt=str, aspects=[], splits=lambda args, names: asked.append(names) or dict.fromkeys(names, []))
+    assert own.rows(args, ["train", "dev"]) == {"train": [], "dev": []}
+    assert asked == [["train", "dev"]]  # once, so that a data set is read once
 
 
 def test_the_columns_of_results():

@@ -1,4 +1,4 @@
-"""Shares of prompts with their uncertainty: a bootstrap over prompts, and over seeds where there are several.
+"""Shares of prompts with their uncertainty: a bootstrap over prompts, and over seeds if there are several.
 
 A share is sum(numerator) / sum(denominator) over prompts, so that win rates, (W + T/2)/N and inconsistency are one
 thing. Seeds answer the same prompts, so both are resampled at once (a crossed or "pigeonhole" bootstrap, Owen 2007).
@@ -45,7 +45,7 @@ def share(numerator: np.ndarray, denominator: np.ndarray) -> float | None:
 
 
 def resampled_shares(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> np.ndarray:
-    """`share` in every draw, averaged over the drawn seeds. (S, C, N) twice -> (D, C) percent, NaN where undefined."""
+    """`share` in every draw, averaged over the drawn seeds. (S, C, N) twice -> (D, C) percent, NaN if undefined."""
     seeds, series, prompts = numerator.shape
     draws = len(resamples.prompts)
 

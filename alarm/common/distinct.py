@@ -9,7 +9,7 @@ Row = TypeVar("Row", bound=Hashable)
 
 
 def distinct(rows: Iterable[Row]) -> tuple[list[Row], list[int]]:
-    """The different ones of N rows, in the order of their first occurrence, and where each of the N stands there.
+    """The different ones of N rows, in the order of their first occurrence, and the index of each of the N among them.
 
     rows[i] == found[places[i]] for every i.
     """

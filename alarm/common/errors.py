@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-# what the machine refuses, rather than the code: no room, no permission, a file where a folder should be
+# what the machine refuses, rather than the code: no room, no permission, a file instead of a folder
 _REFUSALS = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENOTEMPTY ENAMETOOLONG ELOOP".split()
@@ -82,7 +82,7 @@ def _lost_peer(error: Exception) -> bool:
 
 def _refusal(error: Exception) -> str | None:
     """The line for an error by which the machine refuses a file; None for any other error."""
-    hint = "make room or give another place (ALARM_TRACEBACK=1 shows where)"
+    hint = "make room or give another place (ALARM_TRACEBACK=1 prints the traceback)"
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno in _REFUSALS:
             name = "" if one.filename is None else f"{os.fsdecode(one.filename)}: "

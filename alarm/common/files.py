@@ -85,19 +85,19 @@ def parse_json(text: str, where: str) -> object:
         line = f"line {error.lineno}, " if "\n" in text else ""
         reason = f"{error.msg} at {line}character {error.colno}"
     except RecursionError:
-        reason = "brackets inside of brackets, too deep to read"
+        reason = "brackets are nested too deeply"
     except ValueError:  # Python's own limit
         reason = f"a number of more than {sys.get_int_max_str_digits()} digits"
     raise UserError(f"{where} is not JSON that can be read ({reason}); fix it")
 
 
 def read_json(path: str | Path) -> object:
-    """The value of a JSON file. Raises UserError, naming the file, where it is none."""
+    """The value of a JSON file. Raises UserError, naming the file, if it is none."""
     return parse_json(read_text(path), str(path))
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Read a JSON list or JSON lines file of objects, whatever its name ends in; it may be gzip-compressed.
+    """Read a JSON list or JSON lines file of objects, with any ending of its name; it may be gzip-compressed.
 
     Raises UserError, naming the file and the line, for a missing file, malformed JSON, a row that is not an object,
     and a file without rows.
@@ -206,6 +206,22 @@ def check_new_file(path: str | Path, flag: str, overwrite: bool) -> None:
         raise UserError(f"{flag} {path} is a folder; give the path of a file")
     if path.exists() and not overwrite:
         raise UserError(f"{flag} {path} exists; give another one, or --overwrite to replace it")
+
+
+def check_folder(path: str | Path, flag: str) -> None:
+    """Raise UserError if the folder that `flag` names cannot be written, or is a file."""
+    path = Path(path)
+    check_writable(path, flag)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {path} is a file; give the path of a folder")
+
+
+def check_new_folder(path: str | Path, flag: str) -> None:
+    """Raise UserError unless the folder that `flag` names can be written and is new or empty."""
+    path = Path(path)
+    check_folder(path, flag)
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{flag} {path} already holds something; give a new folder or remove it")
 
 
 def _temporary(path: Path) -> Path:

@@ -14,7 +14,7 @@ from .prompts import CHAT_TEMPLATE
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, except for switches, where `(default: False)` says nothing."""
+    """Show defaults, except for switches, for which `(default: False)` says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default is None or action.default is False or action.default is argparse.SUPPRESS:

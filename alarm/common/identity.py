@@ -62,7 +62,7 @@ def rows_identity(name: str, rows: Sequence[dict]) -> dict:
 
 
 def model_identity(name: str | Path, seen: Seen | None = None) -> dict:
-    """Which model a folder or hub name stands for: sha256 of its weights, settings and tokenizer, by file name.
+    """The model of a folder or a hub name: sha256 of its weights, settings and tokenizer, by file name.
 
     A hub name adds the commit in the local cache; `files` is empty for one that is not there. An adapter adds `base`.
     `seen` is that of `hash_file`. Raises UserError for an adapter_config.json that is not JSON.
@@ -128,7 +128,7 @@ def difference(one: dict, other: dict) -> str | None:
 
 @dataclass(frozen=True)
 class Change:
-    """A file that is not what it was. Hashes are cut to 12 digits; `none` stands for a file that is not there."""
+    """A file that is not what it was. Hashes are cut to 12 digits; `none`: the file is not there."""
 
     file: str
     before: str

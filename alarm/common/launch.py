@@ -26,7 +26,7 @@ def check_launch() -> None:
         # accelerate's simple launcher sets a master address only when it was asked for several processes
         if on_cpu and "MASTER_ADDR" in env and "RANK" not in env:
             raise UserError(
-                "`accelerate launch --cpu` starts one process whatever --num_processes says; "
+                "`accelerate launch --cpu` starts one process and ignores --num_processes; "
                 f"start several with `{TWO_CPU_PROCESSES}`"
             )
         return

@@ -22,7 +22,7 @@ def uses_chat(tokenizer: PreTrainedTokenizerBase, decoder_only: bool, wanted: st
     probe = "Is this here?"
     try:
         asked, bare = render(tokenizer, probe), _apply(tokenizer, probe, add_generation_prompt=False)
-    except Exception as error:  # jinja2 raises its own, and whatever the template does
+    except Exception as error:  # jinja2's own, and any that the template raises
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} fails ({reason}); fix it, or give --chat_template off"

@@ -13,7 +13,7 @@ Example = TypeVar("Example")
 
 
 def question_key(text: str) -> str:
-    """Equal for two texts that ask the same: the words of `text`, whatever their spelling in Unicode.
+    """Equal for two texts that ask the same: the words of `text`, in one spelling of Unicode.
 
     Case, composed and decomposed letters, full-width letters, kinds and amounts of white space, invisible characters
     and punctuation do not tell texts apart. Letters, digits and symbols do ("C" and "C++", "3.5" and "35"). A text

@@ -28,7 +28,7 @@ class DaemonExecutor(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Return at once, whatever the arguments are. The threads end after the calls that were submitted."""
+        """Return at once; the arguments are not used. The threads end after the calls that were submitted."""
         self._calls.put(None)
 
     def _work(self) -> None:

@@ -1,7 +1,7 @@
 """Which aspect to add to the holistic reward: the paper's selection, with its uncertainty.
 
-One policy answers every prompt twice, greedily and by sampling. An aspect that often prefers the other of the two
-answers than the holistic reward does would pull against it, so the aspect that contradicts it least is chosen.
+One policy answers every prompt twice, greedily and by sampling. An aspect that often disagrees with the holistic
+reward would pull against it, so the aspect that contradicts it least is chosen.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ..common.errors import UserError
 from .compare import (
     HOLISTIC,
     LENGTH,
-    Generations,
     comparable_metrics,
     inconsistency_terms,
     metric_verdicts,
     win_terms,
 )
+from .generations import Generations
 
 MIN_DECIDED = 10.0  # percent of prompts on which an aspect must name a winner: one that always ties contradicts nothing
 SEPARABLE = 95.0  # percent of draws
@@ -102,14 +102,14 @@ def select_aspect(greedy: Generations, sampled: Generations, task: Task, draws: 
 
 
 def no_aspect(task: Task, key: str) -> str | None:
-    """Why a metric cannot stand for an aspect; None if it can. Each aspect's first metric that may stands for it."""
+    """Why a metric cannot represent its aspect; None if it can. The first metric that can represents the aspect."""
     if key == LENGTH:
         return "length is no quality"
     for aspect in task.aspects:
         first = next((metric.key for metric in aspect.metrics if not metric.no_aspect), None)
         for metric in aspect.metrics:
             if metric.key == key and key != first:
-                return metric.no_aspect or f"{first} stands for {aspect.name}"
+                return metric.no_aspect or f"{first} represents {aspect.name}"
     return None
 
 

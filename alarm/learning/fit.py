@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from trl.config import TRACKERS
 
+from ..common.console import Column, Section, Table, print_table
 from ..common.errors import UserError
-from ..common.files import check_writable, write_json
+from ..common.files import check_new_folder, write_json
 from ..common.flags import check_model_name, half_share, parser, positive_float, positive_int, seed_value
 from ..common.launch import check_launch, process_state
 from ..common.texts import Example, question_key, shared_questions, without_shared
@@ -60,20 +61,10 @@ def add_selection_flag(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def check_save_dir(path: str | Path) -> None:
-    """Raise UserError if the folder to write already holds something."""
-    path = Path(path)
-    check_writable(path, "--save_dir")
-    if path.is_file():
-        raise UserError(f"--save_dir {path} is a file; give the path of a new folder")
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"--save_dir {path} already holds something; give a new folder or remove it")
-
-
 def check_training(args: argparse.Namespace) -> None:
     """Raise UserError for what is wrong with the flags of `training_parser` before any model loads."""
     check_launch()
-    check_save_dir(args.save_dir)
+    check_new_folder(args.save_dir, "--save_dir")
     check_model_name(args.model_path, "--model_path")
 
 
@@ -142,7 +133,7 @@ def token_losses(logits: Tensor, labels: Tensor, class_weights: list[float] | No
     import torch
     from torch.nn.functional import cross_entropy
 
-    found = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 where ignored
+    found = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 for ignored labels
     weights = (labels != -100).float()
     if class_weights is not None:
         weights = weights * torch.tensor(class_weights, device=labels.device)[labels.clamp(min=0)]
@@ -161,13 +152,21 @@ class Epoch:
     kept: bool
 
 
-def format_epochs(epochs: list[Epoch]) -> str:
-    lines = [f"{'epoch':>7}{'step':>8}{'train loss':>13}{'eval loss':>11}{'seconds':>10}"]
-    for row in epochs:
-        train = "-" if row.train_loss is None else f"{row.train_loss:.4f}"
-        mark = "  kept" if row.kept else ""
-        lines.append(f"{row.epoch:>7.2f}{row.step:>8}{train:>13}{row.eval_loss:>11.4f}{row.seconds:>10.1f}{mark}")
-    return "\n".join(lines)
+def epochs_as_table(epochs: list[Epoch]) -> Table:
+    """For the terminal."""
+    rows = [
+        (
+            f"{row.epoch:.2f}",
+            str(row.step),
+            "-" if row.train_loss is None else f"{row.train_loss:.4f}",
+            f"{row.eval_loss:.4f}",
+            f"{row.seconds:.1f}",
+            "kept" if row.kept else "",
+        )
+        for row in epochs
+    ]
+    names = ("epoch", "step", "train loss", "eval loss", "seconds", "")
+    return Table("Epochs", "", tuple(Column(name, name=True) for name in names), (Section(tuple(rows)),))
 
 
 def fit(
@@ -284,7 +283,8 @@ def fit(
             shutil.rmtree(work, ignore_errors=True)
         raise
     epochs = epoch_table(trainer.state.log_history, watch.seconds, keep_last)
-    state.print(format_epochs(epochs))
+    if state.is_main_process:
+        print_table(epochs_as_table(epochs))
 
     model.eval()
     final = work / "final"

@@ -137,8 +137,8 @@ def run_sft(task: Task, args: argparse.Namespace) -> None:
     if args.model_path is None:
         raise UserError("--model_path is not given; name the folder or the hub name of the model to start from")
     check_training(args)
-    pairs = {split: load_demonstrations(task, split, args) for split in ("train", "dev")}
-    train, dev = pairs["train"], pairs["dev"]
+    rows = task.rows(args, ("train", "dev"), task.load_answered)
+    train, dev = (demonstrations(task, rows[split], getattr(args, f"{split}_file") or split) for split in rows)
     if task.repeats:
         warn_of_shared([prompt for prompt, _ in train], [prompt for prompt, _ in dev])
     else:
@@ -146,25 +146,21 @@ def run_sft(task: Task, args: argparse.Namespace) -> None:
     train_policy(train, dev, args)
 
 
-def load_demonstrations(task: Task, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
-    """(prompt, answer) for each answer of each row of a split. UserError names the file and the row that has none."""
-    path = getattr(args, f"{split}_file")
-    if task.splits is not None:
-        rows = task.splits(args, [split])[split]
-    elif path is None:
-        raise UserError(f"--{split}_file is not given; name the file of the {split} rows")
-    else:
-        rows = (task.load_answered or task.load)(path)
+def demonstrations(task: Task, rows: list[dict], source: str) -> list[tuple[str, str]]:
+    """(prompt, answer) for each answer of each row. source: their file, or their split if they have none, for errors.
+
+    UserError names the source and the row that has no answer.
+    """
     pairs = []
     for number, row in enumerate(rows, start=1):
-        where = f"{path or f'the {split} rows'}, row {number}"
+        where = f"{source}, row {number}"
         prompt, answers = _call(task, "prompt", row, where), _call(task, "answer", row, where)
         for answer in answers if isinstance(answers, list | tuple) else [answers]:
             _check_text(prompt, "prompt", where)
             _check_text(answer, "answer", where)
             pairs.append((prompt, answer))
     if not pairs:
-        raise UserError(f"{path or split} holds no reference answer; every row needs at least one")
+        raise UserError(f"{source} holds no reference answer; every row needs at least one")
     return pairs
 
 

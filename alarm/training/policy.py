@@ -93,7 +93,7 @@ def load_policy(
     with reported("the policy", policy):
         if is_adapter(policy):
             if targets:
-                raise UserError(f"{policy} has an adapter, which stays where it is; drop --lora_targets")
+                raise UserError(f"{policy} has an adapter, whose modules cannot be changed; drop --lora_targets")
         elif fresh_adapter is not None:
             fresh_adapter.task_type = TaskType.SEQ_2_SEQ_LM if both else TaskType.CAUSAL_LM
             fresh_adapter.target_modules = _check_targets(policy, targets)
@@ -163,7 +163,7 @@ def encode_splits(
     sources: dict[str, str],
     chat: bool = False,
 ) -> dict[str, list[Prompt]]:
-    """The prompts of each split as the policy reads them; reports how many, where from, and how many were cut.
+    """The prompts of each split as the policy reads them; reports their number, their source, and how many were cut.
 
     Warns of dev prompts that are trained on. chat: through the tokenizer's chat template.
     """

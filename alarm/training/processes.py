@@ -31,7 +31,7 @@ def on_main(accelerator: Accelerator | PartialState, make: Callable[[], Any]) ->
 
 
 def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]]:
-    """A function: rows of this process -> rows of all processes in their order, and where this one's begin."""
+    """A function: rows of this process -> rows of all processes in their order, and this one's first index."""
 
     def gather(rows: Tensor) -> tuple[Tensor, int]:
         if accelerator.num_processes == 1:

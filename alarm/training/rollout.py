@@ -46,7 +46,7 @@ def encode_prompts(
 def deal_batches(prompts: list[Prompt], batch_size: int, process: int, processes: int) -> list[tuple[int, list[int]]]:
     """The batches of one process: (number of the batch, indices of its prompts), the longest prompts first.
 
-    Batches are made before they are dealt out, so each is the same whatever the number of processes.
+    Batches are made before they are dealt out, so each is the same for any number of processes.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

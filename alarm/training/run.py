@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
-from ..common.files import write_json, write_text
+from ..common.files import check_folder, write_json, write_text
 from ..common.identity import base_changes, changes, file_identity, model_identity, rows_identity
 from ..common.launch import is_main_process
 from .baselines import NAME as BASELINES
@@ -116,7 +116,7 @@ class Run:
     FILES = ("train_file", "dev_file", "calibration", "task_file")
 
     def __init__(self, save_dir: str | Path, args: dict, constants: Iterable[str] = ()):
-        """constants: the flags that a calibration can stand for."""
+        """constants: the flags that a calibration can replace."""
         self.dir = Path(save_dir)
         self.constants = tuple(constants)
         self.args = {name: value for name, value in args.items() if name not in ("test", "overwrite")}
@@ -134,8 +134,7 @@ class Run:
         A file that changed since the run was started is an error, and with --resume_anyway a warning.
         """
         self.models = models
-        if self.dir.exists() and not self.dir.is_dir():
-            raise UserError(f"{self.dir} is a file; --save_dir is the folder of the run")
+        check_folder(self.dir, "--save_dir")
         # a start that failed while models were loading leaves these at most
         if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker", BASELINES}:
             self._hash_files()

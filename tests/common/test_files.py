@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import (
+    check_new_folder,
     check_writable,
     read_rows,
     require_fields,
@@ -214,6 +215,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
             assert not target.exists() or (target / "weights").read_text() == "first"
     assert (target / "weights").read_text() == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_to_write_is_new_or_empty(tmp_path):
+    check_new_folder(tmp_path / "new" / "deep", "--save_dir")
+    check_new_folder(tmp_path, "--save_dir")
+    (tmp_path / "file").write_text("mine")
+    for path, named in ((tmp_path, "already holds something"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=f"--save_dir .*{named}"):
+            check_new_folder(path, "--save_dir")
 
 
 def test_user_errors_are_one_line_and_exit_code_2(capsys):

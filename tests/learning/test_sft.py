@@ -11,13 +11,13 @@ import torch
 from transformers import AutoTokenizer
 
 from alarm import train_sft
-from alarm.learning.fit import Epoch, epoch_table, format_epochs
+from alarm.learning.fit import Epoch, epoch_table, epochs_as_table
 from alarm.learning.sft import (
     collate_joined,
+    demonstrations,
     encode_joined,
     encode_separate,
     joined_loss,
-    load_demonstrations,
     parse_args,
 )
 from alarm.tasks.find import add_task_flag, find_task
@@ -41,7 +41,8 @@ def test_every_reference_is_a_target(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "p", "answer": ["x", " y "]}, {"text": "q", "answer": ["z", " "]}]))
     args = load_script("long-form-QA/train_sft.py").parse_args(["--save_dir", "x", "--train_file", str(path)])
-    assert load_demonstrations(TASK, "train", args) == [("p", "x"), ("p", "y"), ("q", "z")]
+    rows = TASK.rows(args, ["train"], TASK.load_answered)["train"]
+    assert demonstrations(TASK, rows, str(path)) == [("p", "x"), ("p", "y"), ("q", "z")]
 
 
 LLAMA = CHECKPOINTS / "tiny-ultrarm"
@@ -141,7 +142,7 @@ def test_a_row_without_an_answer_is_named_with_its_file(row, named, tmp_path, ca
     (tmp_path / "rows.json").write_text(json.dumps([{"text": "p", "answer": "x"}, row]))
     flags = ["--task", str(tmp_path / "task.py"), "--model_path", "hub/name", "--save_dir", str(tmp_path / "new")]
     with pytest.raises(SystemExit) as stop:
-        train_sft.main([*flags, "--train_file", str(tmp_path / "rows.json"), "--dev_file", "dev.json"])
+        train_sft.main([*flags, "--train_file", str(tmp_path / "rows.json"), "--dev_file", str(tmp_path / "rows.json")])
     [line] = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and "rows.json, row 2" in line and named in line
 
@@ -162,7 +163,11 @@ def test_epochs_pair_losses_by_step():
     ]
     epochs = epoch_table(history, [3.0, 4.0], keep_last=False)
     assert epochs == [Epoch(1.0, 5, 2.0, 1.5, 3.0, False), Epoch(1.4, 7, None, 1.25, 4.0, True)]
-    assert [line.endswith("kept") for line in format_epochs(epochs).splitlines()] == [False, False, True]
+    (section,) = epochs_as_table(epochs).sections
+    assert section.rows == (
+        ("1.00", "5", "2.0000", "1.5000", "3.0", ""),
+        ("1.40", "7", "-", "1.2500", "4.0", "kept"),
+    )
     worse_later = [history[1] | {"eval_loss": 1.0}, history[2]]
     assert [row.kept for row in epoch_table(worse_later, [3.0, 4.0], keep_last=False)] == [True, False]
     assert [row.kept for row in epoch_table(worse_later, [3.0, 4.0], keep_last=True)] == [False, True]

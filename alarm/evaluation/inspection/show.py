@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 STEPS = (0.1, 0.3, 1.0, 3.0)  # a reward of less is of the palest colour, of 3 and more of the strongest
 PROMPT_SHOWN = 240  # characters
 RETOKENISED_NOTE = (
-    "Tokens: the recorded text tokenised again, with EOS behind it. The file does not hold the sampled tokens, which "
-    "may have split the same text otherwise."
+    "Tokens: the recorded text tokenised again, with EOS after it. The file does not hold the sampled tokens, which "
+    "may have split the text in another way."
 )
 ONE_BATCH_NOTE = "The responses are placed as one padded batch by the code that PPO places them with."
 
@@ -103,7 +103,7 @@ def _print_facts(console: Console, facts: list[tuple[str, str, str]]) -> None:
 
 
 def _usual(values: list[float]) -> float | None:
-    """The reward that more than half of the tokens have, where that is not 0: it is said once."""
+    """The reward that more than half of the tokens have, if it is not 0. It is printed once."""
     value, times = Counter(values).most_common(1)[0]
     return value if value and times > 2 and 2 * times > len(values) else None
 
@@ -176,6 +176,8 @@ td, th {{ padding: .1rem 1.2rem .1rem 0; text-align: right; white-space: nowrap 
   body {{ padding: .6rem }}
   dl {{ grid-template-columns: 1fr; gap: 0 }}
   dd {{ margin-bottom: .3rem }}
+  td, th {{ padding-right: .5rem }}
+  table {{ font-size: .8rem }}
 }}
 """
 
@@ -241,7 +243,7 @@ def _legend() -> str:
 
 
 def _contents(report: Report) -> str:
-    """A line a response: where to find it, and what came out."""
+    """A line a response: a link to it, and its results."""
     titles = ("response", "check", "gate", "h", "final reward")
     rows = ["<tr>" + "".join(f"<th>{title}</th>" for title in titles) + "</tr>"]
     for one in report.inspections:

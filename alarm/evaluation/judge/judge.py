@@ -53,7 +53,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge says of one comparison, in terms of its a and b whatever was shown first."""
+    """What the judge says of one comparison. a and b are the comparison's, in any order of showing."""
 
     a_first: int | None  # a shown first: 1 a is preferred, -1 b is, None no verdict
     b_first: int | None  # b shown first: the same
@@ -118,10 +118,10 @@ class Judge:
         return self._estimate(comparisons, *self._plan(comparisons))
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
-        """The judgement of each comparison, in their order; says on stderr what it will take, and shows progress.
+        """The judgement of each comparison, in their order; prints an estimate on stderr, and shows progress.
 
-        Raises UserError before the first request where there are more than max_calls to make, and where the endpoint
-        cannot be used; what was answered until then is in the cache. Requests without a verdict raise nothing.
+        Raises UserError before the first request if there are more than max_calls to make, and if the endpoint cannot
+        be used; what was answered until then is in the cache. Requests without a verdict raise nothing.
         """
         if all(comparison.a == comparison.b for comparison in comparisons):
             return [Judgement(None, None, identical=True) for _ in comparisons]
@@ -277,7 +277,7 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
 def judge_from_flags(args: argparse.Namespace, results_folder: Path) -> Judge | None:
     """The judge that the flags ask for; None without --use_gpt. Reads the key out of `args`, so that nobody stores it.
 
-    Raises UserError for judge flags without --use_gpt, a missing key, and whatever Judge() finds. Sends nothing.
+    Raises UserError for judge flags without --use_gpt, a missing key, and what Judge() refuses. Sends nothing.
     """
     given = {name: getattr(args, name) for name in _FLAGS if getattr(args, name) is not None}
     args.api_key = None
@@ -310,7 +310,7 @@ def judge_from_flags(args: argparse.Namespace, results_folder: Path) -> Judge | 
         template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"the judge's template {path} cannot be read ({why}); mend --judge_template") from None
+        raise UserError(f"the judge's template {path} cannot be read ({why}); fix --judge_template") from None
     settings = JudgeSettings(
         template,
         given.pop("judge_cache", results_folder / CACHE_NAME),

@@ -35,7 +35,7 @@ def parse_template(text: str) -> string.Template:
 
 
 def build_prompt(template: string.Template, query: str, first: str, second: str) -> str:
-    """The message that shows `first` as Output (a). Texts are put in literally, whatever they hold."""
+    """The message that shows `first` as Output (a). Texts are put in literally."""
     prompt = template.substitute(query=query, output_a=first, output_b=second)
     return prompt.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be sent
 
@@ -49,14 +49,14 @@ class Answer:
     """What came of one request."""
 
     preferred: str | None  # "a": the text shown first, "b": the second, None: no verdict
-    reply: str  # as it came; where none came, why
+    reply: str  # as it came; without a reply, the reason
     failure: str | None = None  # the kind, without a verdict
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 def read_answer(body: object) -> Answer:
-    """The answer in a decoded chat completion. Raises MalformedReply where it is none.
+    """The answer in a decoded chat completion. Raises MalformedReply if there is none.
 
     A reply that was cut off at MAX_TOKENS needs its verdict on a whole line.
     """
@@ -81,7 +81,7 @@ def read_answer(body: object) -> Answer:
 
 
 def request_key(endpoint: str, model: str, template: str, query: str, first: str, second: str) -> str:
-    """The name of a request in the cache: equal only where all six are."""
+    """The name of a request in the cache: equal only if all six are."""
     # JSON keeps the six apart, and takes half a surrogate pair
     return hashlib.sha256(json.dumps([endpoint, model, template, query, first, second]).encode()).hexdigest()
 
@@ -120,7 +120,7 @@ class AnswerCache:
                     self.preferred[record["key"]] = preferred
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"the judge's cache {self.path}, line {number} is no answer of a judge; mend it or give another "
+                    f"the judge's cache {self.path}, line {number} is no answer of a judge; fix it or give another "
                     "--judge_cache"
                 ) from None
         start = torn[: len(self._START)]

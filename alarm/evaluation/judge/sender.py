@@ -87,7 +87,7 @@ class Sender:
     async def ask(self, prompt: str) -> Answer:
         """Send one prompt until it is answered or its attempts are used up.
 
-        Raises UserError if no further request can succeed, and Stopped where another one found that out.
+        Raises UserError if no further request can succeed, and Stopped if another request found that out.
         """
         import openai
 
@@ -192,7 +192,7 @@ class Sender:
         if status >= 500 or status in (408, 409, 429):
             return
         if status == 401:  # such answers repeat the key, in part or whole
-            raise UserError(f"{self.endpoint} refuses the judge's key (error 401); mend OPENAI_API_KEY or --base_url")
+            raise UserError(f"{self.endpoint} refuses the judge's key (error 401); fix OPENAI_API_KEY or --base_url")
         hint = {
             403: "is this key allowed to use the model?",
             404: f"is there a --judge_model {self.settings.model}, and should --base_url end in /v1?",
@@ -219,7 +219,7 @@ class Sender:
         self._no_connection += 1
         if not self._heard and self._no_connection >= UNREACHABLE_AFTER:
             raise UserError(
-                f"the judge at {self.endpoint} cannot be reached ({reason}); start the server or mend --base_url"
+                f"the judge at {self.endpoint} cannot be reached ({reason}); start the server or fix --base_url"
             )
         return reason
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..compare import HOLISTIC, Generations, comparable_metrics
+from ..compare import HOLISTIC, comparable_metrics
+from ..generations import Generations
 from .tables import Table, breakable, escape_html, escape_markdown, to_html, to_markdown
 
 SAMPLES = 20
@@ -100,7 +101,7 @@ def _figure(picture: Picture) -> str:
 def choose_samples(runs: list[Generations], seed: int, count: int = SAMPLES) -> list[tuple[int, str]]:
     """Rows to read, each with why it was chosen: half by the spread of the holistic reward, the rest at random.
 
-    The same for the same seed; all rows where there are no more than `count`.
+    The same for the same seed; all rows if there are no more than `count`.
     """
     rewards = comparable_metrics(runs)[HOLISTIC]
     spread = rewards.max(axis=0) - rewards.min(axis=0)
@@ -170,15 +171,16 @@ nav ul { display: flex; gap: 0 1.1rem; margin: 0; padding: 0; list-style: none; 
 @media (min-width: 48rem) { nav ul { flex-wrap: wrap; } }
 .note { margin: .2rem 0 .6rem; max-width: 60rem; color: var(--soft); font-size: .9rem; white-space: pre-line; }
 .scroll { overflow-x: auto; }
-table { border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+table { border-spacing: 0; font-size: .9rem; line-height: 1.375rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+th, td { padding: .3125rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   font-weight: normal; white-space: nowrap; }
 thead th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--soft); }
 th.text, td.text, .section th { text-align: left; }
 tbody th.text { white-space: normal; min-width: 8rem; }
 tr > th:first-child { position: sticky; left: 0; background: var(--paper) padding-box; }
 .section th { font-weight: 600; background: var(--shade) !important; padding-top: .5rem; }
-small { color: var(--soft); }
+small { color: var(--soft); line-height: 1; }
 figure { margin: .6rem 0 1rem; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; max-width: 60rem; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }

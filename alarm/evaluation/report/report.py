@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...api import Task
+from ...common.console import Column, Section, Table, fits, print_table
 from ...common.errors import UserError
 from ...common.files import whole_folder
-from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, Generations, criterion_title
+from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, criterion_title
+from ..generations import Generations
 from .page import Picture, choose_samples, html_page, markdown_report, samples_section
-from .tables import Column, Footnotes, Section, Table, fits, print_table
+from .tables import Footnotes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -329,18 +330,8 @@ def describe_selection(selection: dict) -> list[str]:
 # --- terminal ----------------------------------------------------------------------------------------------------
 
 
-def screen() -> Console:
-    """The terminal, or 100 columns if there is none to measure; a name that it cannot show gets question marks."""
-    from rich.console import Console
-
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    # names and answers are text, never markup
-    return Console(width=None if sys.stdout.isatty() else 100, markup=False, emoji=False, highlight=False)
-
-
 def print_results(found: Comparison, setup: Setup, console: Console) -> None:
-    """Print what was compared and what `compare` found as tables; the averages come last, where the eye is."""
+    """Print what was compared and what `compare` found as tables; the averages come last, to be seen."""
     tables = comparison_tables(found, setup)
     compared, *lines = describe_comparison(found, setup)
     _say(compared, console, whole=True)  # a path can be copied
@@ -398,7 +389,7 @@ def check_report_folder(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder, where the report belongs; move it away or give another place")
+        raise UserError(f"{folder} is a file, but the report is a folder; move it away or give another place")
     try:
         names = {path.name for path in folder.iterdir()}
         written_by = json.loads((folder / "settings.json").read_text(encoding="utf-8")).get("written_by")
@@ -414,8 +405,8 @@ def check_report_folder(folder: Path) -> None:
 def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str, list[Generations]]) -> None:
     """Write the report of a comparison: index.html, report.md, its PNGs and settings.json, whole or not at all.
 
-    seeds: the compared runs of each seed, under "" where there are no seed folders. Raises UserError as
-    `check_report_folder` does, and where the folder cannot be written.
+    seeds: the compared runs of each seed, under "" if there are no seed folders. Raises UserError as
+    `check_report_folder` does, and if the folder cannot be written.
     """
     from .figures import distribution_figure, win_rate_figure
 
@@ -460,7 +451,7 @@ def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str,
 def write_selection_report(folder: Path, selection: dict, task: Task) -> None:
     """Write the report of a selection: index.html, report.md, selection.png, selection.json, settings.json.
 
-    Whole or not at all. Raises UserError as `check_report_folder` does, and where the folder cannot be written.
+    Whole or not at all. Raises UserError as `check_report_folder` does, and if the folder cannot be written.
     """
     from .figures import selection_figure
 

@@ -37,12 +37,12 @@ def load_rows(source: str | Path, limit: int | None = None) -> list[dict]:
 
     The content of a file tells its format, and not its name. JSON may be gzip-compressed.
     Rows without a text under `es` or `en` are left out, counted and named in the log.
-    Raises UserError if the source cannot be read, and where no row is left.
+    Raises UserError if the source cannot be read, and if no row is left.
     """
     return _usable(_read(source, limit), source)
 
 
-def load_splits(source: str | Path = DATASET) -> Splits:
+def split_source(source: str | Path = DATASET) -> Splits:
     """Train, dev and test rows of one source: of its first 100,000 rows 30% are test, of the others 10% dev.
 
     Both splits with seed 42, dev cut to 2,000 rows, as the published data were split.
@@ -52,7 +52,7 @@ def load_splits(source: str | Path = DATASET) -> Splits:
     rows = _read(source, MAX_ROWS)
     if len(rows) < 4:
         raise UserError(f"{source} has {len(rows)} rows, too few to split; give --train_file, --dev_file, --test_file")
-    # the permutation depends on the number of rows and the seed alone, so that numbers can stand for the rows
+    # the permutation depends on the number of rows and the seed alone, so row numbers are enough
     first = datasets.Dataset.from_dict({"row": range(len(rows))}).train_test_split(TEST_SHARE, seed=SPLIT_SEED)
     second = first["train"].train_test_split(DEV_SHARE, seed=SPLIT_SEED)
     parts = {"train": second["train"], "dev": second["test"], "test": first["test"]}
@@ -117,9 +117,9 @@ def _usable(rows: list[dict], source: str | Path) -> list[dict]:
 
 
 def load_parts(files: dict[str, str | None], source: str = DATASET) -> dict[str, list[dict]]:
-    """The rows of each named split (train, dev, test): of its file, or where that is None the split of `source`.
+    """The rows of each named split (train, dev, test): of its file, or if that is None, the split of `source`.
 
     Raises UserError if something cannot be read.
     """
-    splits = None if all(files.values()) else load_splits(source)
+    splits = None if all(files.values()) else split_source(source)
     return {split: load_rows(path) if path else getattr(splits, split) for split, path in files.items()}

@@ -48,7 +48,7 @@ GRAMMAR = Aspect(
             lower_wins=True,
             title="grammar errors",
             depends_on="--grammar_backend, --grammar_server",
-            no_aspect="grows with length; error_rate stands for grammar",
+            no_aspect="grows with length; error_rate represents grammar",
         ),
         Metric(
             "error_rate",

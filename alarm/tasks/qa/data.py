@@ -12,7 +12,7 @@ def load_examples(path: str | Path) -> list[dict]:
     """Read qa-feedback rows (JSON list or JSON lines).
 
     `text`: the policy's prompt; `question`: the question in it. `answer` (references) and `passages` stay as they are.
-    Raises UserError naming the row where `text` or `question` is missing, empty or no string.
+    Raises UserError naming the row if `text` or `question` is missing, empty or no string.
     """
     rows = read_rows(path)
     require_fields(rows, {"text": str, "question": str}, path)

@@ -17,7 +17,7 @@ from alarm.common.errors import UserError
 from alarm.rewards import aspect_rewards
 from alarm.scoring import place
 from alarm.tasks.mt.aspects import EnglishConfidence, Grammar, covered, readability_grade
-from alarm.tasks.mt.data import load_rows, load_splits, prompt
+from alarm.tasks.mt.data import load_rows, split_source, prompt
 from alarm.tasks.mt.grammar import Match
 from alarm.tasks.mt.spec import GRAMMAR, TASK
 from alarm.tasks.spans import token_offsets
@@ -88,7 +88,7 @@ def test_the_split_is_the_published_one(tmp_path):
     first = whole.train_test_split(test_size=0.3, seed=42)
     second = first["train"].train_test_split(test_size=0.1, seed=42)
     for source in (write(tmp_path / "rows.jsonl", pairs(101)), hub_layout(tmp_path / "europarl", pairs(101))):
-        splits = load_splits(source)
+        splits = split_source(source)
         assert (len(splits.train), len(splits.dev), len(splits.test)) == (63, 7, 31)
         assert splits.test == first["test"].to_list()
         assert splits.dev == second["test"].to_list()
@@ -98,7 +98,7 @@ def test_the_split_is_the_published_one(tmp_path):
 def test_the_split_takes_the_first_rows_and_cuts_dev(tmp_path, monkeypatch):
     monkeypatch.setattr("alarm.tasks.mt.data.MAX_ROWS", 100)
     monkeypatch.setattr("alarm.tasks.mt.data.MAX_DEV_ROWS", 5)
-    splits = load_splits(write(tmp_path / "rows.jsonl", pairs(150)))
+    splits = split_source(write(tmp_path / "rows.jsonl", pairs(150)))
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (63, 5, 30)
     seen = {row["translation"]["en"] for part in (splits.train, splits.dev, splits.test) for row in part}
     assert seen <= {f"sentence {i}" for i in range(100)}
@@ -118,10 +118,10 @@ def test_rows_without_es_or_en_are_left_out_counted_and_named(tmp_path, caplog):
 
 def test_bad_rows_do_not_move_the_others_between_the_splits(tmp_path):
     rows = pairs(100)
-    whole = load_splits(write(tmp_path / "whole.jsonl", rows))
+    whole = split_source(write(tmp_path / "whole.jsonl", rows))
     missing = whole.test[3]
     damaged = [{} if row == missing else row for row in rows]
-    splits = load_splits(write(tmp_path / "damaged.jsonl", damaged))
+    splits = split_source(write(tmp_path / "damaged.jsonl", damaged))
     assert splits.train == whole.train
     assert splits.test == [row for row in whole.test if row != missing]
 
@@ -146,7 +146,7 @@ def test_sources_that_cannot_be_read(tmp_path):
         (write(tmp_path / "three.jsonl", pairs(3)), "too few"),
     ]:
         with pytest.raises(UserError, match=named) as error:
-            load_splits(source)
+            split_source(source)
         assert "\n" not in str(error.value)
 
 

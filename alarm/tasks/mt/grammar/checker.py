@@ -1,4 +1,4 @@
-"""A grammar checker by its flags; texts through LanguageTool, several at a time, whatever its server does."""
+"""A grammar checker by its flags; texts through LanguageTool, several at a time, also if its server fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_checker(backend: str = "languagetool", server: str | None = None) -> Ch
 
 
 class LanguageToolChecker:
-    """Checks texts with several requests in flight, and again whatever a failing server left unanswered.
+    """Checks texts with several requests in flight, and again what a failing server left unanswered.
 
     Args:
         server: LocalServer or RemoteServer.

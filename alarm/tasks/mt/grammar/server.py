@@ -26,7 +26,7 @@ from .protocol import LONGEST_WAIT, PAUSE, Patience, ServerFailure, ask, open_se
 logger = logging.getLogger(__name__)
 
 MIN_JAVA = 17
-# where LanguageTool is looked for: `make languagetool` writes the first, language-tool-python downloads to the second
+# folders of LanguageTool: `make languagetool` writes the first, language-tool-python downloads to the second
 FOLDERS = (Path(__file__).parents[4] / "languagetool", Path("~/.cache/language_tool_python"))
 WAYS_OUT = (
     f"run `make languagetool`, name an installation by LTP_PATH or a running server by --grammar_server, or {STAND_IN}"
@@ -150,7 +150,7 @@ class LocalServer:
         jar: languagetool-server.jar.
         folder: shared by the run's processes on this machine; None for one of this object's own.
         start_timeout: seconds until it must have answered its first text (slow on a busy machine).
-        choose_port: where to listen.
+        choose_port: gives the port to listen on.
     """
 
     own = True
@@ -259,8 +259,8 @@ class LocalServer:
             if "Address already in use" in log:
                 raise ServerFailure(f"port {port} is busy", lost=True)
             if "exited with code" in log or process.poll() is not None:
-                said = [line for line in log.splitlines() if re.search("error|exception", line, re.IGNORECASE)]
-                reason = (said or log.splitlines() or ["it said nothing"])[0]
+                errors = [line for line in log.splitlines() if re.search("error|exception", line, re.IGNORECASE)]
+                reason = (errors or log.splitlines() or ["it printed nothing"])[0]
                 raise ServerFailure(f"it ended while starting: {reason}", lost=True)
             if "Server started" in log:
                 break
