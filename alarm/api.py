@@ -301,6 +301,13 @@ class Task:
         known = ", ".join(aspect.name for aspect in self.aspects)
         raise UserError(f"{name!r} is no aspect of task {self.name}; its aspects are {known}")
 
+    def reward_models(self, args: argparse.Namespace) -> dict[str, str | Path]:
+        """Flag -> folder or hub name of each reward model that the numbers of a run depend on."""
+        models = {} if args.holistic_model is None else {"holistic_model": args.holistic_model}
+        for aspect in self.aspects:
+            models |= aspect.models(args)
+        return models
+
     def weights(self, args: argparse.Namespace) -> dict[str, float]:
         """Aspect -> weight, from parsed flags."""
         return {aspect.name: getattr(args, aspect.flag) for aspect in self.aspects}

@@ -175,6 +175,8 @@ COMBINERS: dict[str, Combiner] = {
     "stratified": stratified,
     "decoupled": decoupled,
 }
+# those whose payment depends on h whatever its weight
+READ_HOLISTIC = ("hierarchical", "holistic_only", "soft_gate", "worst_case", "uncertainty", "stratified")
 # compare the answers to one prompt -> what an answer alone is worth: a dev file, --test, one string
 ALONE: dict[str, str] = {"stratified": "hierarchical", "decoupled": "weighted_sum"}
 

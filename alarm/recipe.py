@@ -68,6 +68,17 @@ class RewardRecipe:
         return () if self.reward_type == "holistic_only" or self.length_mean is not None else tuple(self.paid)
 
     @property
+    def pays_nothing(self) -> bool:
+        """Whether every answer would be paid 0, because of weights of 0."""
+        aspects = self.reward_type != "holistic_only" and bool(self.paid)
+        holistic = self.reward_type != "aspect_only" and self.holistic_weight != 0
+        if self.reward_type == "lagrangian":  # its shares are those of aspects
+            holistic = holistic and aspects
+        if self.reward_type == "stratified":  # w_h is the weight of all of it
+            aspects = False
+        return not aspects and not holistic
+
+    @property
     def alone(self) -> RewardRecipe:
         """The same, for answers that are not compared with others to their prompt: a dev file, --test."""
         name = ALONE.get(self.reward_type)

@@ -152,7 +152,8 @@ def place(aspect: Aspect, found: AspectScore, decoded: list[tuple[str, list[Span
         tokens.append(torch.tensor([token for token, _ in at], dtype=torch.long))
         values.append(torch.tensor([value for _, value in at], dtype=torch.float64))
     raw = found.raw if found.raw is not None else found.metrics[aspect.metrics[0].name]
-    return TokenScore(tokens, values, found.metrics, raw, found.best)
+    applies = [score is not None for score in found.scores]
+    return TokenScore(tokens, values, found.metrics, raw, found.best, applies)
 
 
 def _places(score: Score, offsets: list[Span], pay: str, elsewhere: float | None) -> list[tuple[int, float]]:
@@ -201,12 +202,22 @@ class FunctionHolistic:
         self.function, self.where = task.holistic, f"{task.source}: `holistic`" if task.source else "`holistic`"
 
     def __call__(self, rollout: Rollout) -> torch.Tensor:
-        found = self.function(rollout.queries, rollout.responses, rollout.examples)
-        if len(found) != len(rollout.responses):
-            raise UserError(
-                f"{self.where} returned {len(found)} numbers for {len(rollout.responses)} answers; return one for each"
-            )
-        return torch.tensor(found, dtype=torch.float32)
+        """Raises UserError for what is not one number for each answer, and if the function raises. NaN stays NaN."""
+        count = len(rollout.responses)
+        try:
+            found = self.function(rollout.queries, rollout.responses, rollout.examples)
+        except (UserError, ServiceError):
+            raise
+        except Exception as error:
+            raise UserError(f"{self.where} raised {type(error).__name__}: {error}; fix its function") from error
+        found = found.tolist() if hasattr(found, "tolist") else found
+        if not isinstance(found, list | tuple) or len(found) != count:
+            got = f"{len(found)} numbers" if isinstance(found, list | tuple) else type(found).__name__
+            raise UserError(f"{self.where} returned {got} for {count} answers; return a list with one number for each")
+        for score in found:
+            if not isinstance(score, Real):
+                raise UserError(f"{self.where} returned {score!r} for an answer; return a number")
+        return torch.tensor([float(score) for score in found], dtype=torch.float32)
 
 
 def holistic_of(task: Task, args: Namespace, settings: Settings) -> Holistic:

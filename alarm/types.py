@@ -45,6 +45,18 @@ class TokenScore:
     metrics: dict[str, list[float | None]]  # name -> B values
     raw: list[float | None]  # B numbers for a calibration to describe
     best: float = 0.0  # of a unit without fault
+    applies: list[bool] | None = None  # B: whether the aspect has a score for the response; None: for all of them
+
+    def at(self, places: list[int]) -> TokenScore:
+        """The same for the responses at `places`, which may be named several times."""
+        return TokenScore(
+            [self.tokens[i] for i in places],
+            [self.values[i] for i in places],
+            {name: [values[i] for i in places] for name, values in self.metrics.items()},
+            [self.raw[i] for i in places],
+            self.best,
+            None if self.applies is None else [self.applies[i] for i in places],
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,16 @@ class Measured:
     holistic: torch.Tensor | None  # (B,) float32, raw scores; None if nobody asked for them
     aspects: dict[str, TokenScore]  # the aspects that were computed
     baseline: torch.Tensor | None = None  # (B,) float64, raw: subtracted from `holistic`; None: nothing is
+
+    def at(self, places: list[int]) -> Measured:
+        """The same for the responses at `places`, which may be named several times."""
+        return Measured(
+            [self.lengths[i] for i in places],
+            self.too_short[places],
+            None if self.holistic is None else self.holistic[places],
+            {name: score.at(places) for name, score in self.aspects.items()},
+            None if self.baseline is None else self.baseline[places],
+        )
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ LAYERS = (
     ("rewards",),
     ("tasks",),
     ("scoring",),
-    ("hierarchical",),
     ("learning",),
     ("training",),
+    ("hierarchical",),
     ("evaluation",),
     ("train_ppo", "train_sft", "train_holistic", "calibrate", "plot_run", "__init__"),
 )

@@ -6,10 +6,9 @@ import argparse
 import math
 from pathlib import Path
 
-from trl.paths import is_local_path
-
 from .errors import UserError
 from .languages import NAMES
+from .paths import is_local_path
 from .prompts import CHAT_TEMPLATE
 
 

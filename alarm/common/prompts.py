@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = ("auto", "off")
+_LABELS = {"user": "Human", "assistant": "Assistant"}  # of the turns of a conversation
 
 
 def uses_chat(tokenizer: PreTrainedTokenizerBase, decoder_only: bool, wanted: str) -> bool:
@@ -41,6 +42,40 @@ def render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _apply(tokenizer: PreTrainedTokenizerBase, text: str, add_generation_prompt: bool) -> str:
     turns = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def text_of(value: str | list[dict], what: str) -> str:
+    """A text, or the text of a conversation: messages {"role": ..., "content": ...}, as trainers pass them.
+
+    The content of one message is its text. Several become turns, as preference models read them: a system message and
+    the first user's message as they stand, then "\\nHuman: ..." and "\\nAssistant: ...". The content of a message is
+    a text, a list of parts {"type": "text", "text": ...}, or None for no text.
+    what: what the message of an error calls it. Raises UserError for anything else.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, dict) for turn in value):
+        raise UserError(f"{what} is {_shown(value)}; give a text, or a list of messages with role and content")
+    turns = [(turn.get("role"), _content(turn)) for turn in value]
+    for turn, (role, content) in zip(value, turns, strict=True):
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise UserError(f"a message of {what} is {_shown(turn)}; give it a role and a content that is text")
+    if len(turns) > 1 and turns[0][0] == "system":
+        turns[:2] = [(turns[1][0], f"{turns[0][1]}\n\n{turns[1][1]}")]
+    (_, first), *others = turns
+    return first + "".join(f"\n{_LABELS.get(role, role.capitalize())}: {content}" for role, content in others)
+
+
+def _content(turn: dict) -> object:
+    content = turn.get("content", turn)
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    return "" if content is None else content
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def encode_texts(

@@ -14,12 +14,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
+from transformers.utils import is_accelerate_available, is_protobuf_available, is_sentencepiece_available
 from transformers.utils import logging as transformers_logging
-
-from trl.weights import WeightsError, load_whole, some_names
 
 from ..common.errors import UserError
 from ..common.launch import process_state
+from .weights import WeightsError, load_whole, some_names
 
 # position ids start after the padding index in these
 _OFFSET_POSITIONS = ("roberta", "longformer", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
@@ -39,14 +39,17 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reported(role: str, path: str | Path) -> Iterator[None]:
-    """Whatever transformers raises on a broken or absent checkpoint becomes a UserError of one line."""
+def reported(role: str, path: str | Path, refusal: type[ValueError] = WeightsError) -> Iterator[None]:
+    """Whatever transformers raises on a broken or absent checkpoint becomes a UserError of one line.
+
+    refusal: what is raised for weights that do not fit; our trainer has a class of its own, `trl.weights.WeightsError`.
+    """
     try:
         with _quiet_transformers():
             yield
     except UserError:
         raise
-    except WeightsError as error:
+    except refusal as error:
         raise UserError(f"{role} {error}") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -82,14 +85,18 @@ def load_model(
 ) -> PreTrainedModel:
     """`model_class.from_pretrained`, in eval mode on `device`.
 
-    Raises UserError if it cannot be read, and by name if its weights do not fit (`trl.weights.check_weights`).
+    Raises UserError if it cannot be read, and by name if its weights do not fit (`weights.check_weights`).
     `role`: what the message calls it.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    device = torch.device(device)
+    # straight to the device: a 13B model in the memory of the host, once per process, would be too much. transformers
+    # needs accelerate for that
+    straight = device.type != "cpu" and is_accelerate_available()
+    placed = {"device_map": {"": device}} if straight else {}
     with reported(role, path):
-        # straight to the device: a 13B model in the memory of the host, once per process, would be too much
-        model, _ = load_whole(model_class, str(path), dtype=dtype, device_map={"": torch.device(device)})
-    return model.eval().requires_grad_(False)
+        model, _ = load_whole(model_class, str(path), dtype=dtype, **placed)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def load_start(model_class, path: str | Path, new_head: bool = False, **kwargs) -> PreTrainedModel:
@@ -108,8 +115,14 @@ def load_start(model_class, path: str | Path, new_head: bool = False, **kwargs) 
 
 def load_tokenizer(path: str | Path, role: str, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer beside a checkpoint. UserError if there is none, or only a slow one (no character offsets)."""
-    with reported(f"the tokenizer of {role}", path):
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
+    try:
+        with reported(f"the tokenizer of {role}", path):
+            tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
+    except UserError as error:
+        if is_sentencepiece_available() and is_protobuf_available():
+            raise
+        hint = "if it is a tokenizer.model, `pip install sentencepiece protobuf`"
+        raise UserError(f"the tokenizer of {role} {path} cannot be loaded; {hint}") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {role} {path} is a slow one; save it as tokenizer.json")
     return tokenizer

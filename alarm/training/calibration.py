@@ -142,8 +142,11 @@ class Calibration:
         return found
 
 
-def read_calibration(path: str | Path, task: Task) -> Calibration:
-    """Read a file of alarm.calibrate. UserError if it is none, is of another task, or holds unusable numbers."""
+def read_calibration(path: str | Path, task: Task, any_task: bool = False) -> Calibration:
+    """Read a file of alarm.calibrate. UserError if it is none, is of another task, or holds unusable numbers.
+
+    any_task: one of a task of another name will do, for aspects that were taken out of it.
+    """
     mend = "write one with `python -m alarm.calibrate`"
     try:
         content = read_json(path)
@@ -153,7 +156,7 @@ def read_calibration(path: str | Path, task: Task) -> Calibration:
         raise UserError(f"--calibration {path} is not a calibration; {mend}")
     if content.get("version") != VERSION:
         raise UserError(f"--calibration {path} has version {content.get('version')}, not {VERSION}; {mend} again")
-    if content.get("task") != task.name:
+    if content.get("task") != task.name and not any_task:
         raise UserError(
             f"--calibration {path} is one of task {content.get('task')}, not of {task.name}; {mend} for {task.name}"
         )
@@ -245,6 +248,32 @@ def calibrated_models(task: Task, args: argparse.Namespace, rewards: Iterable[st
     return models
 
 
+def compare_models(calibration: Calibration, models: dict[str, str | Path], seen: Seen | None = None) -> list[str]:
+    """Notes on models that may be others than the calibrated ones. Hashes them, which takes a minute for a large one.
+
+    models: `policy` and rewards -> folder or hub name. Raises UserError if a reward model is another one.
+    """
+    lines = []
+    for role, name in models.items():
+        if role != "policy" and role not in calibration.rewards:
+            continue
+        now = model_identity(name, seen)
+        if role not in calibration.models:
+            raise UserError(
+                f"--calibration {calibration.path} does not say which {role} model it is of; calibrate again"
+            )
+        if differs := difference(calibration.models[role], now):
+            if role != "policy":
+                raise UserError(
+                    f"--calibration {calibration.path} is of another {role} reward model than {name} ({differs}); "
+                    "calibrate this one, or give that one"
+                )
+            lines.append(f"note: it is of another policy, {calibration.models[role]['name']} ({differs})")
+        elif not now["files"] or not calibration.models[role]["files"]:
+            lines.append(f"note: whether the {role} model is the calibrated one is known by its name {name} alone")
+    return lines
+
+
 def use_calibration(
     args, task: Task, policy: str, limits: tuple[int, int], seen: Seen | None = None
 ) -> dict[str, Scale]:
@@ -263,25 +292,8 @@ def use_calibration(
             f"{args.holistic_baseline}; give the same one to both"
         )
     models = {"policy": policy} | calibrated_models(task, args, normalised(task))
-    lines = []
     # the main process speaks for all: hashing a large model takes a minute
-    for role, name in models.items() if is_main_process() else ():
-        if role != "policy" and role not in calibration.rewards:
-            continue
-        now = model_identity(name, seen)
-        if role not in calibration.models:
-            raise UserError(
-                f"--calibration {args.calibration} does not say which {role} model it is of; calibrate again"
-            )
-        if differs := difference(calibration.models[role], now):
-            if role != "policy":
-                raise UserError(
-                    f"--calibration {args.calibration} is of another {role} reward model than {name} ({differs}); "
-                    "calibrate this one, or give that one"
-                )
-            lines.append(f"note: it is of another policy, {calibration.models[role]['name']} ({differs})")
-        elif not now["files"] or not calibration.models[role]["files"]:
-            lines.append(f"note: whether the {role} model is the calibrated one is known by its name {name} alone")
+    lines = compare_models(calibration, models, seen) if is_main_process() else []
     calibrated = (calibration.settings.get("max_input_len"), calibration.settings.get("max_generated_len"))
     if calibrated != limits:
         lines.append(f"note: it is of at most {calibrated} tokens of prompt and response, this run of {limits}")

@@ -26,7 +26,7 @@ from ..common.flags import (
     seed_value,
     unit_share,
 )
-from ..recipe import BASELINES, PLACEMENTS, SHAPINGS
+from ..recipe import BASELINES, PLACEMENTS, SHAPINGS, RewardRecipe
 from .baselines import check_baseline_flags
 from .run import check_trained_base
 
@@ -319,8 +319,7 @@ def check_weights(args: argparse.Namespace, task: Task) -> None:
     for flag, known in {"references": names | {"holistic"}, "targets": names}.items():
         if unknown := set(getattr(args, flag)) - known:
             raise UserError(f"--{flag} names {min(unknown)}, which is none of {', '.join(sorted(known))}")
-    paid = args.length_reward or any(task.weights(args).values())
-    if args.reward_type in ("aspect_only", "lagrangian") and not paid:
+    if RewardRecipe.from_flags(args, task).pays_nothing:
         raise UserError(f"--reward_type {args.reward_type} with weights of 0 pays nothing; give an aspect a weight")
 
 

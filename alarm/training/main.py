@@ -48,9 +48,12 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
         check_model_name(args.holistic_model, "--holistic_model")
     if task.source:
         args.task_file = task.source
-    run = Run(args.save_dir, vars(args), constants_of(task))
+    run = Run(args.save_dir, {"task": task.name} | vars(args), constants_of(task))
     if not args.test:
-        run.check(args.resume, {"policy_ckpt": policy, **reward_models(task, args)})
+        models = {"policy_ckpt": policy, **task.reward_models(args)}
+        if args.baseline_policy is not None:
+            models["baseline_policy"] = start
+        run.check(args.resume, models)
         if task.splits is not None:
             unnamed = {split: part for split, part in rows.items() if not getattr(args, f"{split}_file")}
             run.check_splits(source_of(task, args), unnamed)
@@ -123,13 +126,3 @@ def file_of(split: str, args: argparse.Namespace) -> str:
 def source_of(task: Task, args: argparse.Namespace) -> str:
     """Where rows come from for which no file is given."""
     return getattr(args, "dataset", None) or task.source or task.name
-
-
-def reward_models(task: Task, args: argparse.Namespace) -> dict:
-    """Flag -> folder or hub name of each reward model that the numbers of a run depend on."""
-    models = {} if args.holistic_model is None else {"holistic_model": args.holistic_model}
-    if args.baseline_policy is not None:
-        models["baseline_policy"] = args.baseline_policy
-    for aspect in task.aspects:
-        models |= aspect.models(args)
-    return models

@@ -88,9 +88,10 @@ def load_policy(
     from peft import TaskType
 
     from trl import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
+    from trl.weights import WeightsError
 
     both = is_encoder_decoder(policy)
-    with reported("the policy", policy):
+    with reported("the policy", policy, WeightsError):
         if is_adapter(policy):
             if targets:
                 raise UserError(f"{policy} has an adapter, whose modules cannot be changed; drop --lora_targets")

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from alarm.common.errors import UserError
-from alarm.common.prompts import encode_texts, render, uses_chat
+from alarm.common.prompts import encode_texts, render, text_of, uses_chat
 from helpers import CHECKPOINTS
 
 CHATML = (
@@ -82,3 +82,37 @@ def test_without_a_template_the_tokenizer_cuts():
     ids, texts, cut = encode_texts(t5, ["a cat", "a cat and a dog and a bird"], 8, chat=False)
     assert cut == 1 and texts[1] == "a cat and a dog and a bird"
     assert len(ids[1]) == 8 and ids[1][-1] == t5.eos_token_id
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        ("a text", "a text"),
+        ([message("user", "Why?")], "Why?"),
+        ([message("assistant", None)], ""),
+        ([message("user", [{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}])], "Why?"),
+        ([message("system", "Be short."), message("user", "Why?")], "Be short.\n\nWhy?"),
+        (
+            [message("user", "Why?"), message("assistant", "So."), message("user", "How?")],
+            "Why?\nAssistant: So.\nHuman: How?",
+        ),
+        (
+            [message("assistant", "I look."), message("tool", "4"), message("assistant", "4.")],
+            "I look.\nTool: 4\nAssistant: 4.",
+        ),
+    ],
+)
+def test_a_conversation_becomes_a_text(turns, text):
+    assert text_of(turns, "a prompt") == text
+
+
+@pytest.mark.parametrize(
+    "turns", [3, None, [], ["Why?"], [{"content": "Why?"}], [{"role": "user"}], [message("user", [{"type": "image"}])]]
+)
+def test_what_is_no_conversation_is_refused(turns):
+    with pytest.raises(UserError, match="a prompt"):
+        text_of(turns, "a prompt")

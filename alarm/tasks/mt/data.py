@@ -9,10 +9,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from trl.paths import is_local_path
-
 from ...common.errors import UserError
 from ...common.files import is_text, read_rows
+from ...common.paths import is_local_path
 
 logger = logging.getLogger(__name__)
 
