@@ -59,6 +59,8 @@ $(VENV)/.installed: requirements.txt requirements-quickstart.txt setup.py trl/se
 	$(PIP) install --no-deps --no-build-isolation -e . -e ./trl
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-trl.txt
 	$(PIP) install -r requirements-dev.txt
+	rm -rf build/hf-trl
+	$(PIP) install --no-deps --target build/hf-trl -r requirements-trl.txt
 	touch $@

@@ -18,6 +18,7 @@ from .common.distinct import distinct
 from .common.errors import UserError
 from .common.identity import changes, file_identity, model_identity
 from .common.prompts import text_of
+from .integrations import Exits
 from .recipe import BASELINES, PLACEMENTS, SHAPINGS, RewardRecipe
 from .tasks.find import find_task
 from .training.calibration import calibrated_models, compare_models, normalised, read_calibration
@@ -53,7 +54,7 @@ class Parts:
     tokens: list[Tensor] | None  # B x (T_i,) float32; None without response_ids
 
 
-class HierarchicalReward:
+class HierarchicalReward(Exits):
     """One holistic score and several aspects, combined: aspects count once an answer is good overall.
 
     holistic: a preference model, by folder or hub name; a function (prompts, answers, rows) -> B numbers; or None. None

@@ -9,7 +9,7 @@ from helpers import ROOT
 
 # from the bottom; the modules at the top of the package lie between the layers
 LAYERS = (
-    ("common", "combiners", "types"),
+    ("common", "combiners", "types", "diagnostics"),
     ("models",),
     ("api",),
     ("recipe",),
@@ -18,6 +18,7 @@ LAYERS = (
     ("scoring",),
     ("learning",),
     ("training",),
+    ("integrations",),
     ("hierarchical",),
     ("evaluation",),
     ("train_ppo", "train_sft", "train_holistic", "calibrate", "plot_run", "__init__"),

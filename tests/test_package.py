@@ -24,7 +24,7 @@ from helpers import CHECKPOINTS, ROOT
 CORE = ("torch", "transformers", "numpy")
 ABSENT = ("trl", "accelerate", "peft", "spacy", "pysbd", "datasets", "matplotlib", "openai", "requests", "tests")
 MODULES = """api combiners recipe types rewards scoring hierarchical tasks.spans tasks.find tasks.qa.spec tasks.mt.spec
-models.holistic models.load models.classifiers models.longformer training.calibration training.diagnostics""".split()
+models.holistic models.load models.classifiers models.longformer training.calibration diagnostics""".split()
 
 PROGRAM = """
 import importlib, importlib.util, json, sys

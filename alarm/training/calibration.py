@@ -18,7 +18,7 @@ from ..common.files import is_finite_number, is_text, read_json
 from ..common.identity import Seen, difference, model_identity
 from ..common.languages import differences
 from ..common.launch import is_main_process
-from .diagnostics import Scale
+from ..diagnostics import Scale
 
 KIND, VERSION = "alarm calibration", 1
 THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.6, 1.0)  # of the z-normalised score

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
 
-from ..api import LENGTH
+from ..api import HOLISTIC, LENGTH
+from ..diagnostics import Seen, aspect_share, pearson
 from ..scoring import metrics_of
 from ..types import Measured, Payment, Rollout
-from .diagnostics import aspect_share, pearson
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from ..recipe import RewardRecipe
 
 # columns of the samples that are no metrics of an aspect
 NOT_METRICS = (LENGTH, "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid", "response_paid")
@@ -52,6 +54,18 @@ def with_text(samples: dict[str, list[float]]) -> dict[str, list[float]]:
         name: [value for value, empty in zip(values, samples["empty_rate"], strict=True) if not empty]
         for name, values in samples.items()
     }
+
+
+def seen(samples: dict[str, list[float]], payment: Payment, recipe: RewardRecipe, stats: dict) -> Seen:
+    """What `Diagnostics` reads of one step, from `gather_samples`, the payment and the trainer's statistics."""
+    texts = with_text(samples)
+    parts = dict(zip(recipe.paid, payment.totals.T.tolist(), strict=False))  # without aspects there are no columns
+    parts = {name: [recipe.paid[name] * value for value in values] for name, values in parts.items()}
+    if recipe.reward_type != "aspect_only":
+        parts["holistic"] = [recipe.holistic_weight * h for h in texts[HOLISTIC]]
+    kl = stats.get("objective/kl")
+    per_token = None if kl is None else kl / max(mean(samples[LENGTH]), 1)
+    return Seen(samples["empty_rate"], texts[LENGTH], texts["reward"], texts["gate_rate"], parts, per_token, texts)
 
 
 def training_row(samples: dict[str, list[float]], stats: dict) -> dict[str, float | None]:

@@ -20,13 +20,13 @@ from ..combiners import update_multipliers
 from ..common.console import say_counts, show
 from ..common.errors import ServiceError, UserError
 from ..common.files import write_json
+from ..diagnostics import Diagnostics, Scale
 from ..rewards import RewardRecipe, combine
 from ..scoring import Scorer, measure
 from ..types import Payment, Rollout
-from .diagnostics import Scale, update_drift
 from .evaluate import evaluate
 from .generate import Generate, generator
-from .log import gather_samples, means, training_row, with_text
+from .log import gather_samples, means, seen, training_row
 from .processes import failing_together, gather_rows, on_main
 from .rollout import Prompt, resample_empty, sample_rollout
 from .run import Run
@@ -50,7 +50,7 @@ class LoopState:
     step: int = 0  # finished PPO steps
     best: dict | None = None  # dev means of the best policy so far, and its step
     skipped_in_a_row: int = 0
-    drift: dict = field(default_factory=dict)  # of diagnostics.update_drift
+    drift: dict = field(default_factory=dict)  # state of Diagnostics
     multipliers: dict = field(default_factory=dict)  # of combiners.update_multipliers
 
 
@@ -67,7 +67,7 @@ class Training:
     greedy: Generate  # of the policy, for the dev file
     dev_prompts: list[Prompt]
     total_steps: int
-    args: Namespace  # eval_interval, eval_batch_size, checkpoint_interval, keep_checkpoints, samples_per_prompt
+    args: Namespace  # those of train_ppo.py
     scales: dict[str, Scale]  # sample columns that are watched for drift, as calibrated
 
     def train(self) -> LoopState:
@@ -84,6 +84,7 @@ class Training:
         ppo.start_tracker(first_step)
 
         state, main = self.state, ppo.accelerator.is_main_process
+        self.diagnostics = Diagnostics(self.scales, args.max_generated_len, self.recipe.reward_type, state.drift)
         self.batches = batches_from(ppo, state.step)
         with tqdm(total=self.total_steps, initial=state.step, desc="PPO", unit="step", disable=not main) as progress:
             try:
@@ -148,7 +149,8 @@ class Training:
         # 2. measure, then pay
         with failing_together(accelerator):
             measured = measure(rollout, self.scorer, self.recipe.paid_aspects)
-        payment = combine(measured, self.recipe, self.groups(len(prompts)), gather_rows(accelerator))
+        recipe = self.recipe
+        payment = combine(measured, recipe, self.groups(len(prompts)), gather_rows(accelerator))
         scored = time.perf_counter()
         # 3. train
         stats = self.ppo.step(rollout.query_ids, rollout.response_ids, payment.rewards)
@@ -166,8 +168,9 @@ class Training:
         }
         state.step += 1
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if row["skipped"] else 0
-        state.drift, drift, warnings = update_drift(state.drift, self.scales, with_text(samples))
-        row |= drift
+        watched, warnings = self.diagnostics.update(seen(samples, payment, recipe, stats))
+        state.drift = self.diagnostics.state
+        row |= watched
         if accelerator.is_main_process:
             self.run.log({"step": state.step, "train": row} | ({"warnings": warnings} if warnings else {}))
             for warning in warnings.values():
@@ -275,7 +278,7 @@ def run_training(
     limit = {"max_new_tokens": args.max_generated_len}
     steps = args.max_steps or args.outer_epoch * len(ppo.dataloader)
     started = time.perf_counter()
-    state = Training(
+    training = Training(
         ppo,
         run,
         scorer,
@@ -287,19 +290,22 @@ def run_training(
         steps,
         args,
         scales or {},
-    ).train()
+    )
+    state = training.train()
     if ppo.accelerator.is_main_process:
         rows = run.read_log()
         columns = {}
         if dev := [row for row in rows if "dev" in row]:
             best = [row for row in dev if state.best and row["step"] == state.best["step"]]
             columns = {f"dev, step {row['step']}": row["dev"] for row in (dev[0], *best, dev[-1])}
-        if training := [row["train"] for row in rows if "train" in row]:
-            columns["train, last step"] = {name: value for name, value in training[-1].items() if "/" not in name}
+        if steps_logged := [row["train"] for row in rows if "train" in row]:
+            columns["train, last step"] = {name: value for name, value in steps_logged[-1].items() if "/" not in name}
         show(f"{args.run_name}: {args.reward_type}, {state.step} steps", columns)
         print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s")
-        skipped = sum(row["skipped"] for row in training)
+        skipped = sum(row["skipped"] for row in steps_logged)
         say_counts({"steps skipped for a reward or loss that was not finite": skipped})
+        for line in training.diagnostics.collapsed():
+            print(f"warning: {line}")
         if dev and not state.best:
             print("no evaluation on the dev file had a finite total reward: there is no best policy")
     say_counts(scorer.counts(), ppo.accelerator)

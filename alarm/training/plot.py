@@ -183,7 +183,7 @@ def plot(runs: Sequence[RunLog], window: int | None = None, metrics: Sequence[Me
     if any(run.dev for run in runs):
         dev = {"marker": "o", "markerfacecolor": "white", "label": "dev file, greedy"}
         handles.append(Line2D([], [], color=grey, linestyle="none", **dev))
-    if any(run.warnings for run in runs):
+    if any(kind.startswith(WARNED) for run in runs for kinds in run.warnings.values() for kind in kinds):
         handles.append(Line2D([], [], color=grey, linestyle="none", marker="x", label="drift warning"))
     if len(runs) > 1:
         for run, (color, line, marker) in zip(runs, STYLES, strict=False):

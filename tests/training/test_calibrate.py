@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
 from alarm.common.identity import difference, hash_file, model_identity
+from alarm.diagnostics import Scale
 from alarm.tasks.find import find_task
 from alarm.training.calibrate import describe_samples, main, parse_args
 from alarm.training.calibration import (
@@ -28,7 +29,6 @@ from alarm.training.calibration import (
     read_calibration,
     use_calibration,
 )
-from alarm.training.diagnostics import Scale
 from helpers import CHECKPOINTS, load_script
 
 TASKS = {name: find_task(name) for name in ("qa", "mt")}

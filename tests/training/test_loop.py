@@ -86,7 +86,7 @@ def training(tmp_path, tokenizer, holistic, steps=3, updates=None, answer=ANSWER
     ppo = Trainer(prompts, updates)
     scorer = Scorer(FunctionHolistic(task), {a.name: a.load(None) for a in aspects}, task, tokenizer)
     args = {"eval_interval": 0, "eval_batch_size": 4, "checkpoint_interval": 2, "keep_checkpoints": 2}
-    args = Namespace(**args | {"samples_per_prompt": 1} | flags)
+    args = Namespace(**args | {"samples_per_prompt": 1, "max_generated_len": 16} | flags)
     recipe = RewardRecipe("weighted_sum", 0.0, 1.0, {aspect.name: 1.0 for aspect in aspects})
     given = lambda queries: [torch.tensor(answer) for _ in queries]  # noqa: E731
     run = Run(tmp_path / "run", {"resume_anyway": False})

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm.rewards import RewardRecipe, pay
-from alarm.training.diagnostics import (
+from alarm.diagnostics import (
     HALF_LIFE,
     MIN_WEIGHT,
+    Diagnostics,
     Scale,
+    Seen,
     add_to_moments,
     aspect_share,
     excess,
@@ -24,6 +25,7 @@ from alarm.training.diagnostics import (
     pearson,
     update_drift,
 )
+from alarm.rewards import RewardRecipe, pay
 from alarm.training.log import training_row, with_text
 from alarm.training.loop import improves
 
@@ -190,6 +192,119 @@ def test_state_goes_on_where_it_was():
     half, first = watch(batches[:17])
     other, rest = watch(batches[17:], state=half)
     assert other == whole and found == first + [(step + 17, kind) for step, kind in rest]
+
+
+# --- the other warnings: hand-made series ----------------------------------------------------------------------------
+
+LIMIT = 100
+
+
+def a_step(rng: random.Random, progress: float = 1.0, size: int = 16, **changes) -> Seen:
+    """A step of a run that goes well: h rises by 0.6, lengths by a fifth, the KL to 0.2 nats a token."""
+    h = [rng.gauss(0.6 * progress, 1) for _ in range(size)]
+    length = [min(LIMIT, max(1, round(rng.gauss(60 + 12 * progress + 4 * x, 25)))) for x in h]
+    factual = [rng.gauss(0.3 * progress, 0.5) for _ in range(size)]
+    gate = [float(x >= 0.6) for x in h]
+    reward = [x + g * f for x, g, f in zip(h, gate, factual, strict=True)]
+    parts = {"holistic": h, "factual": factual}
+    values = {"empty": [0.0] * size, "length": length, "reward": reward, "gate": gate, "parts": parts}
+    return Seen(**values | {"kl": 0.2 * progress + rng.gauss(0, 0.05)} | changes)
+
+
+def warned_of(steps: list[Seen], **settings) -> tuple[list[str], Diagnostics]:
+    """The kinds in the order of their warnings; the state goes through JSON at each step, as in a checkpoint."""
+    watch, kinds = Diagnostics(max_length=LIMIT, **settings), []
+    for seen in steps:
+        _, warnings = watch.update(seen)
+        assert all("Try: " in text for text in warnings.values())
+        kinds += warnings
+        watch = Diagnostics(max_length=LIMIT, **settings, state=json.loads(json.dumps(watch.state)))
+    return kinds, watch
+
+
+@pytest.mark.parametrize("size", [2, 16, 64])
+def test_a_run_that_goes_well_never_warns(size):
+    steps = 1600 // size
+    for seed in range(4):
+        rng = random.Random(seed)
+        kinds, watch = warned_of([a_step(rng, k / steps, size) for k in range(steps)])
+        assert kinds == [] and watch.collapsed() == []
+
+
+def ends(rng: random.Random, count: int = 20, **changes) -> list[Seen]:
+    """A run that goes well for 10 steps, and then has these values."""
+    return [a_step(rng, 0.1) for _ in range(10)] + [a_step(rng, 0.1, **changes) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gate_closed", {"gate": [0.0] * 16}),
+        ("gate_open", {"gate": [1.0] * 16}),
+        ("empty", {"empty": [1.0, 1.0, 1.0, 0.0] * 4}),
+        ("full_length", {"length": [LIMIT] * 16}),
+        ("kl", {"kl": 1.8}),
+        ("ceiling/factual", {"parts": {"holistic": [k / 4 - 2 for k in range(16)], "factual": [1.0] * 16}}),
+        ("dominance/factual", {"parts": {"holistic": [0.0, 1.0] * 8, "factual": [-50.0, 50.0] * 8}}),
+        ("dominance/holistic", {"parts": {"holistic": [-50.0, 50.0] * 8, "factual": [0.0, 1.0] * 8}}),
+        ("length", {"length": [*range(40, 72, 2)], "reward": [k + 0.1 * (-1) ** k for k in range(16)]}),
+    ],
+)
+def test_each_warning_comes_once(kind, changes):
+    kinds, watch = warned_of(ends(random.Random(1), count=40, **changes))
+    expected = (
+        {kind, "dominance/holistic"} if kind.startswith("ceiling") else {kind}
+    )  # what is constant leaves the rest
+    assert sorted(kinds) == sorted(expected)
+    collapsed = watch.collapsed()
+    assert len(collapsed) == (kind in ("empty", "full_length", "kl"))
+    assert all("collapsed" in line and "Try: " in line for line in collapsed)
+
+
+def test_running_numbers_by_hand():
+    watch = Diagnostics(max_length=10, reward_type="weighted_sum")
+    few = Seen([0.0], [4], [1.0], [1.0], {"holistic": [1.0], "a": [0.0]}, kl=0.5)
+    assert watch.update(few) == ({}, {}) and watch.collapsed() == []
+    lengths, rewards = [4, 10, 4, 10] * 8, [1.0, 2.0, 3.0, 4.0] * 8
+    # one step of 40, 8 of them without text
+    watch = Diagnostics(max_length=10, reward_type="hierarchical")
+    parts = {"holistic": [-3.0, 3.0] * 16, "a": [-1.0, 1.0] * 16}
+    row, warnings = watch.update(Seen([1.0] * 8 + [0.0] * 32, lengths, rewards, [1.0, 0.0] * 16, parts, kl=0.5))
+    # deviations of (4, 10) and (1, 2, 3, 4): 3 and sqrt(1.25); covariance 3 * (-1.5 + .5 - -.5 ...) = 1.5
+    assert row == {
+        "running/empty_rate": pytest.approx(0.2),
+        "running/gate_rate": 0.5,
+        "running/full_length_rate": 0.5,
+        "running/kl_per_token": 0.5,
+        "running/share/holistic": pytest.approx(0.75),
+        "running/share/a": pytest.approx(0.25),
+        "running/length_correlation": pytest.approx(1.5 / (3 * math.sqrt(1.25))),
+    }
+    assert warnings == {}
+
+
+def test_a_run_that_starts_at_full_length_has_not_collapsed():
+    """A policy that never ends its answers is another problem, and known before training."""
+    full = [a_step(random.Random(k), length=[LIMIT] * 16) for k in range(40)]
+    assert warned_of(full)[0] == []
+
+
+def test_a_collapse_that_has_passed_is_not_on_the_last_screen():
+    rng = random.Random(3)
+    kinds, watch = warned_of(ends(rng, kl=1.8) + [a_step(rng, 0.1) for _ in range(60)])
+    assert kinds == ["kl"] and watch.collapsed() == []
+
+
+def test_no_word_about_a_gate_or_a_sum_that_is_not_there():
+    changes = {"gate": [0.0] * 16, "parts": {"holistic": [-50.0, 50.0] * 8, "factual": [0.0, 1.0] * 8}}
+    assert warned_of(ends(random.Random(2), **changes), reward_type="decoupled")[0] == []
+    assert warned_of(ends(random.Random(2), gate=[0.0] * 16), reward_type="weighted_sum")[0] == []
+
+
+def test_numbers_that_are_not_finite_take_no_part():
+    parts = {"holistic": [math.nan] * 16, "factual": [math.inf] * 16}
+    kinds, _ = warned_of([a_step(random.Random(k), reward=[math.nan] * 16, parts=parts, kl=math.nan) for k in range(9)])
+    assert kinds == []
 
 
 # --- the best policy -------------------------------------------------------------------------------------------------
