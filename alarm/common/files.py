@@ -232,6 +232,11 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_rows(path: str | Path, rows: list[dict]) -> None:
+    """Write `rows` as a JSON list with one row a line, whole or not at all."""
+    write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+
+
 @contextmanager
 def whole_folder(path: str | Path):
     """Yield a temporary folder that becomes `path` when the block ends well, replacing an older `path`.
