@@ -21,20 +21,23 @@ def say_counts(counts: dict[str, int], accelerator: Accelerator | None = None) -
                 print(f"{what}: {count}")
 
 
-def show(title: str, columns: dict[str, dict[str, float]]) -> None:
-    """Print a table: a row a metric, a column a key of `columns`."""
+def show(title: str, columns: dict[str, dict[str, float | str | None]], rows: str = "metric") -> None:
+    """Print a table: a row a metric (or what `rows` says), a column a key of `columns`. Texts stay as they are."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column("metric", no_wrap=True)
+    table.add_column(rows, no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
     metrics = dict.fromkeys(name for column in columns.values() for name in column)
     for metric in metrics:
-        cells = ["" if column.get(metric) is None else f"{column[metric]:.4f}" for column in columns.values()]
-        table.add_row(metric, *cells)
+        table.add_row(metric, *(_cell(column.get(metric)) for column in columns.values()))
     Console().print(table)
+
+
+def _cell(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4f}"
 
 
 def cut_inputs(model: str) -> str:
