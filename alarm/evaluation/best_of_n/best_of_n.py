@@ -490,12 +490,13 @@ def say(result: dict, settings: list[Setting]) -> None:
     if result["dev_prompts"]:
         on_dev = {name: result["settings"][i]["dev"][-1] for name, i in chosen.items()}
         columns["dev"] = {name: f"{value:.{digits}f}" for name, value in on_dev.items()}
-    for title, what in (("mean, 95%", ""), (f"less {REFERENCE}", "difference")):
-        columns[title] = {
-            name: f"{line[what or 'quality'][-1]:.{digits}f}"
-            + " [{:.{d}f}, {:.{d}f}]".format(*line[f"{what}_intervals".strip("_")][-1], d=digits)
-            for name, line in lines.items()
-        }
+    columns["mean"] = {name: f"{line['quality'][-1]:.{digits}f}" for name, line in lines.items()}
+    columns[f"less {REFERENCE} [95%]"] = {
+        name: "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
+            line["difference"][-1], *line["difference_intervals"][-1], d=digits
+        )
+        for name, line in lines.items()
+    }
     columns["tokens"] = {
         name: f"{line['response_length'][-1]:.1f}" for name, line in lines.items() if "response_length" in line
     }
