@@ -15,6 +15,7 @@ import re
 import time
 from collections import Counter
 
+from alarm.common.console import plain_table, print_table
 from alarm.common.errors import report_user_errors
 from alarm.common.flags import parser, positive_int
 from alarm.tasks.mt.data import load_rows
@@ -80,15 +81,8 @@ def rate(check, texts: list[str]) -> float:
 
 
 def show(title: str, head: list[str], rows: list[list]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row])
-    Console(width=110).print(table)
+    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    print_table(plain_table(title, head, cells))
 
 
 @report_user_errors

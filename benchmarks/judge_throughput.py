@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from alarm.common.console import plain_table, print_table
 from alarm.common.errors import report_user_errors
 from alarm.common.flags import parser, positive_float, positive_int
 from alarm.evaluation.judge.judge import DEFAULT_TEMPLATE, Comparison, Judge
@@ -58,10 +59,12 @@ def main(argv: list[str] | None = None) -> None:
             rows.append((str(concurrency), *judge_all(comparisons, concurrency, cache, stub.url)))
         rows.append(("cached", *judge_all(comparisons, concurrency, cache, stub.url)))
 
-    print(f"{2 * args.pairs} requests, {1000 * args.latency:g} ms each")
-    print(f"{'in flight':>10}{'calls':>8}{'seconds':>10}{'requests/s':>12}{'ratio':>8}")
-    for name, seconds, calls in rows:
-        print(f"{name:>10}{calls:>8}{seconds:>10.2f}{2 * args.pairs / seconds:>12.1f}{rows[0][1] / seconds:>8.1f}")
+    cells = [
+        (name, str(calls), f"{seconds:.2f}", f"{2 * args.pairs / seconds:.1f}", f"{rows[0][1] / seconds:.1f}")
+        for name, seconds, calls in rows
+    ]
+    title = f"{2 * args.pairs} requests, {1000 * args.latency:g} ms each"
+    print_table(plain_table(title, ("in flight", "calls", "seconds", "requests/s", "ratio"), cells))
 
 
 if __name__ == "__main__":

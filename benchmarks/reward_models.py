@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from alarm.common.console import plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_rows, whole_folder, write_json
 from alarm.common.flags import parser, positive_int
@@ -93,16 +94,14 @@ def main(argv: list[str] | None = None) -> None:
         if not (work / model).is_dir():
             run(command(model, data, work, args))
 
-    print(f"\n{'model':<14}{'against':<44}{'gain':>8}   95% interval")
+    rows = []
     for model in args.only:
         found = json.loads((work / model / "metrics.json").read_text())
         for what, one in found["dev"]["comparisons"].items():
-            if one["interval"] is None:
-                print(f"{model:<14}{what:<44}{'-':>8}")
-                continue
-            low, high = one["interval"]
-            beats = "  beats it" if one["beats"] else ""
-            print(f"{model:<14}{what:<44}{one['gain']:>+8.3f}   {low:+.3f} .. {high:+.3f}{beats}")
+            between = "{:+.3f} .. {:+.3f}".format(*one["interval"]) if one["interval"] else ""
+            gain = f"{one['gain']:+.3f}" if one["interval"] else "-"
+            rows.append((f"{model}: {what}", gain, between, "yes" if one["beats"] else ""))
+    print_table(plain_table("Reward models against their baselines", ("model", "gain", "95% interval", "beats"), rows))
 
 
 if __name__ == "__main__":

@@ -108,10 +108,13 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{alignment}, seed {seed}: {time.time() - started:.0f} s; steps to {', '.join(reached)}", flush=True)
     means = {name: [sum(column) / len(runs) for column in zip(*runs, strict=True)] for name, runs in curves.items()}
 
-    print(f"\nshare of the paid token (chance {1 / 64:.3f}), mean of {len(args.seeds)} seeds, last 10 steps")
-    print(f"{'step':>6}" + "".join(f"{name:>16}" for name in ALIGNMENTS))
-    for step in sorted({*range(0, args.steps, max(1, args.steps // 20)), args.steps - 1}):
-        print(f"{step:>6}" + "".join(f"{smoothed(means[name])[step]:>16.3f}" for name in ALIGNMENTS))
+    from alarm.common.console import plain_table, print_table
+
+    smooth = {name: smoothed(means[name]) for name in ALIGNMENTS}
+    steps = sorted({*range(0, args.steps, max(1, args.steps // 20)), args.steps - 1})
+    rows = [(str(step), *(f"{smooth[name][step]:.3f}" for name in ALIGNMENTS)) for step in steps]
+    note = f"chance: {1 / 64:.3f}; mean of {len(args.seeds)} seeds and of the last 10 steps"
+    print_table(plain_table("Share of the paid token", ("step", *ALIGNMENTS), rows, note))
 
     if args.out:
         import matplotlib

@@ -79,16 +79,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
     from alarm.common.bootstrap import DRAWS
+    from alarm.common.console import screen
     from alarm.common.files import check_writable, write_json
-    from alarm.evaluation.compare import (
-        compare,
-        describe_conflicts,
-        draw_prompts,
-        is_results_file,
-        missing_metrics,
-        read_seeds,
-    )
-    from alarm.evaluation.report.report import Setup, check_report_folder, print_results, screen, write_report
+    from alarm.evaluation.compare import compare, describe_conflicts, is_results_file
+    from alarm.evaluation.report.report import Setup, check_report_folder, print_results, write_report
+    from alarm.evaluation.runs import draw_prompts, missing_metrics, read_seeds
 
     # abspath drops a trailing slash and gives "." a name
     folder = Path(os.path.abspath(args.generations_dir))

@@ -101,19 +101,20 @@ def main(argv: list[str] | None = None) -> None:
     recipe_args = training.parse_args(task, __doc__, ["--save_dir", "unused", *rest])
     if task.configure is not None:
         task = task.configure(task, recipe_args)
-    from alarm.evaluation.inspection.inspect import Generation, choose, read_generations_to_inspect
+    from alarm.evaluation.generations import Generations, read_generations
+    from alarm.evaluation.inspection.inspect import choose
 
     if args.generations is not None:
-        every = read_generations_to_inspect(args.generations, task)
-        chosen = choose(every, args.index, args.query, args.limit, args.generations)
-        title = f"{args.generations}: {len(chosen)} of {len(every)} generations"
+        run = read_generations(args.generations, task, complete=False, need_text=True)
+        chosen = choose(run, args.index, args.query, args.limit, args.generations)
+        title = f"{args.generations}: {len(chosen)} of {len(run.queries)} generations"
     else:
-        chosen, title = [Generation(1, args.query, args.generation, {})], "one generation"
+        run, chosen, title = Generations("", [args.query], [args.generation], {}), [0], "one generation"
     examples: list[dict] = [{}] * len(chosen)
     if args.question is not None:
         examples = [{"question": args.question}]
     elif args.examples or task.name == "qa":
-        examples = rows_of(task, [one.query for one in chosen], args.examples or recipe_args.test_file)
+        examples = rows_of(task, [run.queries[row] for row in chosen], args.examples or recipe_args.test_file)
     elif task.source:
         print("--examples is not given: the aspects get empty rows")
     if recipe_args.holistic_baseline != "none":
@@ -127,10 +128,10 @@ def main(argv: list[str] | None = None) -> None:
     # 2. the rewards, as train_ppo.py makes them; score, place, check
     import torch
 
+    from alarm.common.console import screen
     from alarm.common.launch import process_state
     from alarm.evaluation.inspection.inspect import Report, inspect_generations
     from alarm.evaluation.inspection.show import html_report, print_report
-    from alarm.evaluation.report.report import screen
     from alarm.rewards import RewardRecipe
     from alarm.scoring import holistic_of, load_scorer
     from alarm.training.policy import load_tokenizer
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     scorer = load_scorer(task, recipe.weights, settings, holistic_of(task, recipe_args, settings))
     try:
         batch = recipe_args.rm_max_batch_size
-        inspections = inspect_generations(chosen, examples, tokenizer, scorer, recipe, batch)
+        inspections = inspect_generations(run, chosen, examples, tokenizer, scorer, recipe, batch)
     finally:
         scorer.close()
     report = Report(title, settings_shown(task, recipe_args, recipe), inspections)

@@ -38,14 +38,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from alarm.evaluation.compare import (
-        describe_conflicts,
-        missing_metrics,
-        read_generations,
-        require_same_metrics,
-        require_same_queries,
-    )
-    from alarm.evaluation.report.report import check_report_folder, print_selection, screen, write_selection_report
+    from alarm.common.console import screen
+    from alarm.evaluation.compare import describe_conflicts
+    from alarm.evaluation.report.report import check_report_folder, print_selection, write_selection_report
+    from alarm.evaluation.runs import missing_metrics, read_run, require_same_metrics, require_same_queries
     from alarm.evaluation.selection import select_aspect
 
     greedy_path, sampled_path = (Path(os.path.abspath(path)) for path in (args.greedy, args.sampled))
@@ -54,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(os.path.abspath(args.output_dir or f"{greedy_path.parent}_results/selection"))
     check_report_folder(output)
     task = find_task(args.task_type)
-    greedy, sampled = (read_generations(path, task, args.drop_duplicates) for path in (greedy_path, sampled_path))
+    greedy, sampled = (read_run(path, task, args.drop_duplicates) for path in (greedy_path, sampled_path))
     require_same_queries("--greedy and --sampled", greedy.name, greedy, sampled.name, sampled)
 
     require_same_metrics("--greedy and --sampled", [greedy, sampled])

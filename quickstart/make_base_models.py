@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alarm.common.console import plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, read_rows, require_fields, require_texts, whole_folder
 from alarm.common.flags import seed_value
@@ -204,9 +205,10 @@ def main(argv: list[str] | None = None) -> None:
     texts = training_text(rows)
     with whole_folder(save_dir) as folder:
         lines = make_models(texts, folder, args.vocab_size, args.policy_size, args.reward_model_size)
-    print(f"{'model':<12}{'parameters':>12}{'vocabulary':>12}{'tokens per prompt':>20}")
-    for name, parameters, vocabulary, tokens in lines:
-        print(f"{name:<12}{parameters:>12,}{vocabulary:>12,}{tokens:>20.0f}")
+    rows = [
+        (name, f"{parameters:,}", f"{vocabulary:,}", f"{tokens:.0f}") for name, parameters, vocabulary, tokens in lines
+    ]
+    print_table(plain_table("Base models", ("model", "parameters", "vocabulary", "tokens per prompt"), rows))
     print(f"wrote {save_dir}")
 
 

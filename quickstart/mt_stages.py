@@ -7,9 +7,22 @@ import json
 import statistics
 from pathlib import Path
 
+from alarm.common.console import Table, plain_table
 from alarm.common.errors import UserError
 from alarm.tasks.mt.grammar.server import find_installation
-from stages import ROOT, Stage, flag_words, plots, short, what_to_look_at
+from stages import (
+    ROOT,
+    Stage,
+    flag_words,
+    one_answer_each,
+    pair_baseline,
+    plots,
+    policy_table,
+    read_policies,
+    short,
+    training_rows,
+    what_to_look_at,
+)
 
 DATA = ROOT / "quickstart" / "data" / "mt"
 LENGTH = 32  # tokens of a prompt, and of a translation: the sample's sentences have at most nine words
@@ -18,7 +31,7 @@ POLICIES = {"sft": "sft", "hierarchical": "runs/hierarchical", "holistic_only": 
 
 
 def grammar_backend() -> str:
-    """The real LanguageTool where it is installed; else, said loudly, the stand-in."""
+    """The real LanguageTool if it is installed; else the stand-in, with a loud warning."""
     try:
         find_installation()
     except UserError as missing:
@@ -147,58 +160,50 @@ def mt_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
 # --- what came out ---------------------------------------------------------------------------------------------------
 
 
-def score_lines(work: Path) -> list[str]:
-    """How good the supervised policy and the holistic model are."""
+def score_table(work: Path) -> Table:
+    """How good the supervised policy is, beside the references."""
     scores = json.loads((work / "sft_scores.json").read_text())["scores"]
     columns = list(scores["translations"])
-    lines = [f"{'greedy, test file':<20}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
-    for what, row in scores.items():
-        cells = (f"{row[name]:>{len(name) + 3}.2f}" if name in row else f"{'':>{len(name) + 3}}" for name in columns)
-        lines.append(f"{what:<20}" + "".join(cells))
+    rows = [(what, *(f"{row[name]:.2f}" if name in row else "" for name in columns)) for what, row in scores.items()]
+    return plain_table("Supervised policy", ("greedy, test file", *columns), rows)
+
+
+def holistic_line(work: Path) -> str:
     dev = json.loads((work / "holistic/metrics.json").read_text())["dev"]
-    baseline = max(dev["baseline_accuracy"], dev["longer_wins_accuracy"], 1 - dev["longer_wins_accuracy"])
-    lines += ["", f"holistic reward model: right on {100 * dev['pairwise_accuracy']:.1f}% of {dev['pairs']} dev pairs"]
-    return [*lines, f"(the best of chance, `longer wins` and `shorter wins`: {100 * baseline:.1f}%)"]
+    return (
+        f"holistic reward model: right on {100 * dev['pairwise_accuracy']:.1f}% of {dev['pairs']} dev pairs\n"
+        f"(the best of chance, `longer wins` and `shorter wins`: {100 * pair_baseline(dev):.1f}%)"
+    )
 
 
-def translation_lines(work: Path) -> list[str]:
-    """Mean metrics of each policy's translations of the test file, and one of each."""
-    generations = {name: json.loads((work / f"generations/{name}.json").read_text()) for name in POLICIES}
-    rows = next(iter(generations.values()))
-    names = [name for name, value in rows[0].items() if not isinstance(value, str)]
-    lines = [f"{'policy':<16}" + "".join(f"{name:>{len(name) + 2}}" for name in names)]
-    for policy, records in generations.items():
-        # a score that is not finite stands as null
-        values = {name: [row[name] for row in records if row[name] is not None] or [float("nan")] for name in names}
-        means = (f"{statistics.mean(values[name]):>{len(name) + 2}.3f}" for name in names)
-        lines.append(f"{policy:<16}" + "".join(means))
-    lines += ["", f"one of them, sampled: {rows[0]['query']}"]
-    return lines + [f"  {policy}: {records[0]['generation']!r}" for policy, records in generations.items()]
+def training_line(work: Path, name: str) -> str:
+    """The start and the end of a run, and how often the gate let the grammar reward through."""
+    rows = training_rows(work / f"runs/{name}")
+    third = max(1, len(rows) // 3)
+    parts = []
+    for metric in ("holistic_reward", "error_rate", "gate_rate", "kl"):
+        values = [row[metric] for row in rows if row.get(metric) is not None]
+        if values:
+            first, last = statistics.mean(values[:third]), statistics.mean(values[-third:])
+            parts.append(f"{metric} {first:.3f} -> {last:.3f}")
+    return f"{name}, {len(rows)} steps, mean of the first and of the last third: {', '.join(parts)}"
 
 
-def training_lines(work: Path) -> list[str]:
-    """The start and the end of both runs, and how often the gate let the grammar reward through."""
-    lines = []
-    for name in ("hierarchical", "holistic_only"):
-        log = work / f"runs/{name}/log.jsonl"
-        rows = [row["train"] for row in map(json.loads, log.read_text().splitlines()) if "train" in row]
-        third = max(1, len(rows) // 3)
-        parts = []
-        for metric in ("holistic_reward", "error_rate", "gate_rate", "kl"):
-            values = [row[metric] for row in rows if row.get(metric) is not None]
-            if values:
-                first, last = statistics.mean(values[:third]), statistics.mean(values[-third:])
-                parts.append(f"{metric} {first:.3f} -> {last:.3f}")
-        lines.append(f"{name}, {len(rows)} steps, mean of the first and of the last third: {', '.join(parts)}")
-    return lines
-
-
-def mt_summary(work: Path) -> list[list[str]]:
-    """Blocks of lines."""
+def mt_summary(work: Path) -> list[Table | str]:
+    """Tables and paragraphs."""
     words = """\
 What this shows: every part works together, from pairs to a policy, to PPO with grammar errors in the reward, to the
 comparison. What it cannot show: that hierarchical rewards are better, or translation at all. The policy has about a
 million parameters and saw 6,500 short sentences for a few minutes: it writes English words that hardly depend on the
 Spanish. The holistic model learned from references against damaged or foreign ones, which is no human preference. A few
 PPO steps move little, and 200 test sentences leave wide error bars. The same commands run published checkpoints."""
-    return [score_lines(work), translation_lines(work), training_lines(work), [words], what_to_look_at(work)]
+    generations = read_policies(work)
+    return [
+        score_table(work),
+        holistic_line(work),
+        policy_table(generations),
+        one_answer_each(generations, "one of them, sampled"),
+        "\n".join(training_line(work, name) for name in ("hierarchical", "holistic_only")),
+        words,
+        what_to_look_at(work),
+    ]

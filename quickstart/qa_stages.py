@@ -7,7 +7,20 @@ import json
 import statistics
 from pathlib import Path
 
-from stages import ROOT, Stage, flag_words, plots, short, what_to_look_at
+from alarm.common.console import Table, plain_table
+from stages import (
+    ROOT,
+    Stage,
+    flag_words,
+    one_answer_each,
+    pair_baseline,
+    plots,
+    policy_table,
+    read_policies,
+    short,
+    training_rows,
+    what_to_look_at,
+)
 
 DATA = ROOT / "quickstart" / "data" / "qa"
 PROMPT_TOKENS = 128  # the question and the start of the first passage: all that a policy of this size makes use of
@@ -138,9 +151,9 @@ def qa_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
 # --- what came out ---------------------------------------------------------------------------------------------------
 
 
-def reward_model_lines(work: Path) -> list[str]:
+def reward_model_table(work: Path) -> Table:
     """Each reward model beside what needs no model."""
-    lines = [f"{'reward model':<16}{'dev examples':>13}{'accuracy':>10}{'baseline':>10}{'AUROC':>8}"]
+    rows = []
     for name, folder in (
         ("relevance", "reward_models/rel_rm"),
         ("factuality", "reward_models/fact_rm"),
@@ -149,50 +162,43 @@ def reward_model_lines(work: Path) -> list[str]:
     ):
         dev = json.loads((work / folder / "metrics.json").read_text())["dev"]
         if "pairwise_accuracy" in dev:
-            baseline = max(dev["baseline_accuracy"], dev["longer_wins_accuracy"], 1 - dev["longer_wins_accuracy"])
-            row = (dev["pairs"], dev["pairwise_accuracy"], baseline, "-")
+            count, accuracy, baseline, area = dev["pairs"], dev["pairwise_accuracy"], pair_baseline(dev), None
         else:
-            area = "-" if dev["auroc"] is None else f"{dev['auroc']:.3f}"
-            row = (dev["units"], dev["accuracy"], dev["baseline_accuracy"], area)
-        lines.append(f"{name:<16}{row[0]:>13}{row[1]:>10.3f}{row[2]:>10.3f}{row[3]:>8}")
-    return [*lines, "baseline: the most frequent class; for pairs the best of 0.5, `longer wins` and `shorter wins`"]
+            count, accuracy, baseline, area = dev["units"], dev["accuracy"], dev["baseline_accuracy"], dev["auroc"]
+        rows.append((name, str(count), f"{accuracy:.3f}", f"{baseline:.3f}", "-" if area is None else f"{area:.3f}"))
+    return plain_table(
+        "Reward models",
+        ("reward model", "dev examples", "accuracy", "baseline", "AUROC"),
+        rows,
+        "baseline: the most frequent class; for pairs the best of 0.5, `longer wins` and `shorter wins`",
+    )
 
 
-def generation_lines(work: Path) -> list[str]:
-    """Mean metrics of each policy's test answers, and one answer of each."""
-    files = [path for path in sorted((work / "generations").glob("*.json")) if not path.name.endswith(".meta.json")]
-    generations = {path.stem: json.loads(path.read_text()) for path in files}
-    names = [name for name, value in next(iter(generations.values()))[0].items() if not isinstance(value, str)]
-    lines = [f"{'policy':<16}" + "".join(f"{name:>{len(name) + 3}}" for name in names)]
-    for policy, rows in generations.items():
-        means = (statistics.mean(row[name] for row in rows) for name in names)
-        lines.append(f"{policy:<16}" + "".join(f"{m:>{len(n) + 3}.3f}" for n, m in zip(names, means, strict=True)))
-    first = next(iter(generations.values()))[0]["query"]
-    lines += ["", f"one test question: {first.split(' context:')[0][:110]}"]
-    for policy, rows in generations.items():
-        answer = next(row["generation"] for row in rows if row["query"] == first)
-        lines.append(f"  {policy}: {answer[:220]!r}")
-    return lines
-
-
-def gate_lines(work: Path) -> list[str]:
+def gate_line(work: Path) -> str:
     """What the hierarchical run's gate and its aspect did, from its log."""
-    log = (work / "runs/hierarchical/log.jsonl").read_text().splitlines()
-    steps = [row["train"] for row in map(json.loads, log) if "train" in row]
+    steps = training_rows(work / "runs/hierarchical")
     gate = statistics.mean(row["gate_rate"] for row in steps)
     rates = [row["relevance_rate"] for row in steps]
-    return [
+    return (
         f"hierarchical PPO, {len(steps)} steps: {gate:.0%} of the answers passed the gate; "
         f"the relevance rate per step lay between {min(rates):.2f} and {max(rates):.2f}"
-    ]
+    )
 
 
-def qa_summary(work: Path) -> list[list[str]]:
-    """Blocks of lines."""
+def qa_summary(work: Path) -> list[Table | str]:
+    """Tables and paragraphs."""
     words = """\
 What this shows: every part works together, from human feedback to reward models, to PPO, to the comparison.
 What it cannot show: that hierarchical rewards are better. The policy has under two million parameters and saw 200
 questions, so its answers are word salad or stock phrases; reward models of this size sit near their baselines (the
 table says how near); a few PPO steps move little; and 50 test questions leave wide error bars. Differences between
 the rows above are noise unless a longer run repeats them. With published checkpoints the same commands apply."""
-    return [reward_model_lines(work), generation_lines(work), gate_lines(work), [words], what_to_look_at(work)]
+    generations = read_policies(work)
+    return [
+        reward_model_table(work),
+        policy_table(generations),
+        one_answer_each(generations, "one test question", lambda query: query.split(" context:")[0]),
+        gate_line(work),
+        words,
+        what_to_look_at(work),
+    ]

@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from alarm.common.console import Table, plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, write_json
 from alarm.common.flags import parser, positive_int, seed_value
@@ -136,17 +137,22 @@ def run_stages(stages: list[Stage], work: Path) -> None:
                 marker.unlink(missing_ok=True)
 
 
-def summary(work: Path, stages: list[Stage], blocks: list[list[str]]) -> str:
-    """What each stage took, then the task's own blocks of lines."""
+def time_table(work: Path, stages: list[Stage]) -> Table:
+    """What each stage took."""
     took = [json.loads(marker_of(stage, work).read_text()) for stage in stages]
-    times = [f"{'stage':<32}{'seconds':>9}{'CPU seconds':>13}"]
-    times += [f"{row['stage']:<32}{row['seconds']:>9.0f}{row['cpu_seconds']:>13.0f}" for row in took]
-    wall, cpu = (sum(row[name] for row in took) for name in ("seconds", "cpu_seconds"))
-    times.append(f"{'together':<32}{wall:>9.0f}{cpu:>13.0f}")
+    took.append({"stage": "together"} | {name: sum(row[name] for row in took) for name in ("seconds", "cpu_seconds")})
+    rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in took]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    if peak:
-        times.append(f"largest process of this call: {peak:.1f} GiB")
-    return "\n\n".join("\n".join(block) for block in [times, *blocks])
+    note = f"largest process of this call: {peak:.1f} GiB" if peak else ""
+    return plain_table("Time", ("stage", "seconds", "CPU seconds"), rows, note)
+
+
+def print_summary(blocks: list[Table | str]) -> None:
+    for block in blocks:
+        if isinstance(block, Table):
+            print_table(block)
+        else:
+            print(block + "\n", flush=True)
 
 
 @report_user_errors
@@ -166,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on from here", file=sys.stderr, flush=True)
         sys.exit(130)
-    print("\n" + summary(work, stages, summary_of(work)))
+    print()
+    print_summary([time_table(work, stages), *summary_of(work)])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Compare runs by their generations: win rates with intervals, and how often a metric contradicts the holistic reward.
 
-Reading, matching and the maths. Everything pairwise is built on one verdict per prompt (1: a wins, 0: tie, -1: b wins,
-NaN: unknown), whoever gave it: a metric, or a judge (alarm.judge). Equal answers tie, whatever was measured.
+Everything pairwise is built on one verdict per prompt (1: a wins, 0: tie, -1: b wins, NaN: unknown). A metric gives it,
+or a judge (alarm.evaluation.judge). Equal answers always tie.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
-import re
-from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -29,10 +26,7 @@ from ..common.bootstrap import (
     share,
     share_interval,
 )
-from ..common.errors import UserError
-from ..common.files import is_finite_number, parse_rows, read_text
-from ..tasks.find import BUILT_IN, find_task
-from .provenance import SIDECAR
+from .generations import Generations
 
 if TYPE_CHECKING:
     from .judge.judge import Judgement
@@ -43,206 +37,11 @@ JUDGE = "judge"
 ROUNDING = 2**-5
 TURNED = 0.1  # of the equal answers may have a unit that rounding turned (Metric.differs_by "units")
 SELF, AVERAGE = "*", "Avg."
-SEED_FOLDER = re.compile(r"seed[-_]?\d+")
-
-
-@dataclass(frozen=True)
-class Generations:
-    """One run: one row per prompt, sorted by query, so that row i of two runs answers the same prompt."""
-
-    name: str  # file name without its last .json
-    queries: list[str]  # N, all different
-    generations: list[str | None]  # N answers; None if a row has none
-    metrics: dict[str, np.ndarray]  # name -> (N,) float64, finite
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-def read_generations(path: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False) -> Generations:
-    """Read one generations file: a JSON list of objects with `query`, `generation` and metrics of `task`.
-
-    A metric of an aspect may be missing from all rows (the file is older than the metric). The holistic reward may not.
-    drop_duplicates keeps the first row of a repeated query; need_text: rows without `generation` are an error. Raises
-    UserError for a file that is not such a list, for a metric that some rows lack, for a value that is not a finite
-    number, and for a repeated query.
-    """
-    name = path.name.removesuffix(".json")
-    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in task.columns_in_order
-    if not path.name.isprintable() or clashes:
-        raise UserError(f"{str(path)!a}: the results need a printable name that is no key of theirs; rename it")
-    text = read_text(path)
-    # parse_rows also takes JSON lines, so that a lone object would pass as a row
-    if text.lstrip().startswith("{"):
-        raise UserError(f"{path} is not a JSON list of generations; move it away or write it with train_ppo.py --test")
-    rows = parse_rows(text, path)
-
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("query"), str):
-            raise UserError(f"{path}, row {number} has no 'query' text, by which runs are matched; add it")
-        if need_text and not isinstance(row.get("generation"), str):
-            raise UserError(f"{path}, row {number} has no 'generation' text for the judge to read; add it")
-        if not isinstance(row.get("generation", ""), str):
-            kind = type(row["generation"]).__name__
-            raise UserError(f"{path}, row {number}: 'generation' is {kind}; expected text, \"\" for an empty answer")
-    if drop_duplicates:
-        rows = list({row["query"]: row for row in reversed(rows)}.values())  # the first of each query is kept
-    rows = sorted(rows, key=lambda row: row["query"])
-    queries = [row["query"] for row in rows]
-    if len(set(queries)) < len(queries):
-        query, count = Counter(queries).most_common(1)[0]
-        raise UserError(
-            f"{path}: {len(queries) - len(set(queries))} rows repeat a query (most often {_shorten(query)}, {count} "
-            "times); remove them or give --drop_duplicates to keep the first of each"
-        )
-    there = set().union(*rows)
-    wanted = [metric for metric in task.columns_in_order if metric in there]
-    if HOLISTIC not in wanted or not there & {metric.key for metric in task.metrics}:
-        raise UserError(f"{path} has no {_missing(there, task)}")
-    metrics = {metric: _metric_values(rows, metric, path) for metric in wanted}
-    answers = [row["generation"] if isinstance(row.get("generation"), str) else None for row in rows]
-    return Generations(name, queries, answers, metrics)
-
-
-def _missing(there: set[str], task: Task) -> str:
-    """What a file of these keys lacks, and what may be wrong."""
-    lacks = HOLISTIC if HOLISTIC not in there else "metric of an aspect"
-    for name in BUILT_IN:
-        own = {metric.key for metric in find_task(name).metrics}
-        if name != task.name and own <= there:
-            return f"{lacks} of {task.name}; these look like {name} generations, try --task_type {name}"
-    return f"'{lacks}'; --task_type {task.source or task.name} needs {', '.join(task.columns_in_order)}"
-
-
-def _metric_values(rows: list[dict], metric: str, path: Path) -> np.ndarray:
-    values = []
-    for row in rows:
-        if metric not in row:
-            raise UserError(f"{path}, query {_shorten(row['query'])} has no '{metric}', which other rows have; add it")
-        value = row[metric]
-        if not is_finite_number(value):
-            raise UserError(
-                f"{path}, query {_shorten(row['query'])}: '{metric}' is {_shorten(value)}, not a finite number; "
-                "fix or regenerate the row"
-            )
-        values.append(value)
-    return np.array(values, dtype=np.float64)
-
-
-def require_same_metrics(where: Path | str, runs: list[Generations]) -> None:
-    """Raise UserError if one run has a metric that another lacks."""
-    for run in runs[1:]:
-        if different := sorted(run.metrics.keys() ^ runs[0].metrics.keys()):
-            lacking, having = (run, runs[0]) if different[0] in runs[0].metrics else (runs[0], run)
-            raise UserError(
-                f"{where}: {lacking.name} has no '{different[0]}', which {having.name} has; generate it again, or "
-                "remove the metric from the others"
-            )
-
-
-def missing_metrics(task: Task, run: Generations) -> list[str]:
-    """The task's metrics that a run does not have."""
-    return [metric for metric in task.columns_in_order if metric not in run.metrics]
 
 
 def criterion_title(criterion: str, lower_wins: frozenset[str], gap: str = " ") -> str:
     """A criterion's name, with a word on those of which the lower value wins."""
     return f"{criterion}{gap}(lower wins)" if criterion in lower_wins else criterion
-
-
-def _shorten(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 50 else text[:46] + '..."'
-
-
-def read_folder(folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False) -> list[Generations]:
-    """Read every `*.json` of `folder`, sorted by name, all on the same prompts.
-
-    Raises UserError for a missing or empty folder, a bad file (`read_generations`), and runs whose queries differ.
-    """
-    paths = _run_files(folder)
-    if not paths:
-        inner = sorted(path.parent for path in folder.glob("*/*.json"))
-        hint = f"give one of its sub-folders, such as {inner[0]}" if inner else "write some with train_ppo.py --test"
-        raise UserError(f"{folder} holds no *.json files; {hint}")
-    runs = [read_generations(path, task, drop_duplicates, need_text) for path in paths]
-    for run in runs[1:]:
-        require_same_queries(folder, runs[0].name, runs[0], run.name, run)
-    require_same_metrics(folder, runs)
-    return runs
-
-
-def read_seeds(
-    folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False
-) -> dict[str, list[Generations]]:
-    """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
-
-    Returns the runs of each seed, {"": runs} where there are no seed folders. Raises UserError if both are there,
-    and where seeds do not hold the same runs on the same prompts.
-    """
-    paths = _run_files(folder)
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and SEED_FOLDER.fullmatch(path.name))
-    if paths and inner:
-        raise UserError(
-            f"{folder} holds both runs ({paths[0].name}) and seed folders ({inner[0].name}); move one of the two away"
-        )
-    if not inner:
-        return {"": read_folder(folder, task, drop_duplicates, need_text)}
-    seeds = {path.name: read_folder(path, task, drop_duplicates, need_text) for path in inner}
-    (first, runs), *others = seeds.items()
-    for seed, found in others:
-        missing = {run.name for run in runs} ^ {run.name for run in found}
-        if missing:
-            raise UserError(
-                f"{folder}: {first} and {seed} must hold the same runs, but only one of them has "
-                f"{', '.join(sorted(missing))}; add what is missing, or move it away"
-            )
-        require_same_queries(folder, first, runs[0], seed, found[0])
-        require_same_metrics(folder, [runs[0], found[0]])
-    return seeds
-
-
-def _run_files(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; give the folder that holds the generation files")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the folder that holds the generation files")
-    files = [path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith(".")]
-    return sorted(path for path in files if not path.name.endswith(SIDECAR))
-
-
-def require_same_queries(where: Path | str, first_name: str, first: Generations, name: str, run: Generations) -> None:
-    """Raise UserError, saying how many queries differ, where two runs do not answer the same prompts."""
-    if run.queries != first.queries:
-        only_first = len(set(first.queries) - set(run.queries))
-        only_run = len(set(run.queries) - set(first.queries))
-        raise UserError(
-            f"{where}: {first_name} and {name} answer different prompts: {only_first + only_run} queries "
-            f"differ ({only_first} only in {first_name}, {only_run} only in {name}); "
-            "generate both on the same test data"
-        )
-
-
-def draw_prompts(runs: list[Generations], max_compare: int | None, seed: int) -> list[Generations]:
-    """Keep the same `max_compare` random prompts of every run (all of them where there are no more than that).
-
-    The draw of the published code on files sorted by query: `random.seed(seed); random.sample(range(N), max_compare)`.
-    """
-    if max_compare is not None and max_compare < 1:
-        raise UserError(f"--max_compare is {max_compare}; give at least 1, or leave it out to compare all prompts")
-    count = len(runs[0].queries)
-    if max_compare is None or max_compare >= count:
-        return runs
-    rows = sorted(random.Random(seed).sample(range(count), max_compare))
-    return [
-        Generations(
-            run.name,
-            [run.queries[row] for row in rows],
-            [run.generations[row] for row in rows],
-            {metric: values[rows] for metric, values in run.metrics.items()},
-        )
-        for run in runs
-    ]
 
 
 # --- equal answers -----------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from ..common.errors import UserError
 from .compare import (
     HOLISTIC,
     LENGTH,
-    Generations,
     comparable_metrics,
     inconsistency_terms,
     metric_verdicts,
     win_terms,
 )
+from .generations import Generations
 
 MIN_DECIDED = 10.0  # percent of prompts on which an aspect must name a winner: one that always ties contradicts nothing
 SEPARABLE = 95.0  # percent of draws

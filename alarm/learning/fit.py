@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from trl.config import TRACKERS
 
+from ..common.console import Column, Section, Table, print_table
 from ..common.errors import UserError
 from ..common.files import check_writable, write_json
 from ..common.flags import check_model_name, half_share, parser, positive_float, positive_int, seed_value
@@ -161,13 +162,21 @@ class Epoch:
     kept: bool
 
 
-def format_epochs(epochs: list[Epoch]) -> str:
-    lines = [f"{'epoch':>7}{'step':>8}{'train loss':>13}{'eval loss':>11}{'seconds':>10}"]
-    for row in epochs:
-        train = "-" if row.train_loss is None else f"{row.train_loss:.4f}"
-        mark = "  kept" if row.kept else ""
-        lines.append(f"{row.epoch:>7.2f}{row.step:>8}{train:>13}{row.eval_loss:>11.4f}{row.seconds:>10.1f}{mark}")
-    return "\n".join(lines)
+def epochs_as_table(epochs: list[Epoch]) -> Table:
+    """For the terminal."""
+    rows = [
+        (
+            f"{row.epoch:.2f}",
+            str(row.step),
+            "-" if row.train_loss is None else f"{row.train_loss:.4f}",
+            f"{row.eval_loss:.4f}",
+            f"{row.seconds:.1f}",
+            "kept" if row.kept else "",
+        )
+        for row in epochs
+    ]
+    names = ("epoch", "step", "train loss", "eval loss", "seconds", "")
+    return Table("Epochs", "", tuple(Column(name, name=True) for name in names), (Section(tuple(rows)),))
 
 
 def fit(
@@ -284,7 +293,8 @@ def fit(
             shutil.rmtree(work, ignore_errors=True)
         raise
     epochs = epoch_table(trainer.state.log_history, watch.seconds, keep_last)
-    state.print(format_epochs(epochs))
+    if state.is_main_process:
+        print_table(epochs_as_table(epochs))
 
     model.eval()
     final = work / "final"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.console import print_table
 from ..common.errors import UserError, report_user_errors
 from ..common.flags import positive_int
 from ..common.launch import process_state
@@ -73,9 +74,9 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list[Feedbac
 
     from ..models.holistic import HolisticModel, LlamaRewardModel
     from ..models.load import load_config, load_start, load_tokenizer
-    from .metrics import format_metrics, pair_metrics, verdict
+    from .metrics import pair_metrics, report_metrics, verdict
     from .pairs import encode_pairs, encode_training_pairs, fit_pairs, measure_preferences
-    from .reliability import draw_reliability, format_reliability, reliability
+    from .reliability import draw_reliability, reliability, reliability_table
 
     set_seed(args.seed)
     show = process_state().print
@@ -107,11 +108,11 @@ def train_preferences(train: list[Pair], dev: list[Pair], dev_rows: list[Feedbac
         found = measure_preferences(model, reader.pad_id, score, encode, dev, answers, args.batch_size)
         metrics = pair_metrics(dev, found.chosen, found.rejected)
         curve = reliability(dev, found.chosen, found.rejected)
+        show(f"dev answers: --ultra_mean {found.mean:.6g} --ultra_std {found.deviation:.6g}")
         if process_state().is_main_process:
             draw_reliability(curve, "holistic reward model", folder / "calibration.png")
-        show(f"dev answers: --ultra_mean {found.mean:.6g} --ultra_std {found.deviation:.6g}")
-        show(format_reliability(curve))
-        show(format_metrics("holistic", metrics, f"preferences on {args.dev_file}"))
+            print_table(reliability_table(curve))
+        report_metrics("holistic", metrics, f"preferences on {args.dev_file}")
         return {
             "dev": metrics,
             "verdict": verdict("holistic", metrics["comparisons"])[-1],

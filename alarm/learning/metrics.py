@@ -13,7 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ..common.bootstrap import DRAWS, interval, resample
+from ..common.console import Column, Section, Table, print_table
 from ..common.errors import UserError
+from ..common.launch import process_state
 from ..common.texts import one_spelling
 from ..tasks.preferences import Pair
 
@@ -242,21 +244,28 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return mean, deviation
 
 
-def format_metrics(name: str, metrics: dict, title: str) -> str:
-    """Table of the numbers in `metrics` with their intervals, those of each kind below, and the verdict."""
-    lines = [title, f"  {'':<28}{'value':>10}   95% interval over questions"]
+def metrics_table(metrics: dict, title: str) -> Table:
+    """The numbers of `classification_metrics` or `pair_metrics` with their intervals, those of each kind below."""
 
-    def add(values: dict, indent: str) -> None:
+    def rows(values: dict) -> tuple[tuple[str, ...], ...]:
+        found = []
         for key, value in values.items():
             if not isinstance(value, dict):
                 shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
                 interval = values["intervals"].get(key)
-                between = f"   {interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""
-                lines.append(f"{indent}{key:<{30 - len(indent)}}{shown:>10}{between}")
+                found.append((key, shown, f"{interval[0]:.4f} .. {interval[1]:.4f}" if interval else ""))
+        return tuple(found)
 
-    add(metrics, "  ")
+    kinds = metrics.get("kinds", {})
+    sections = [Section(rows(metrics)), *(Section(rows(values), kind) for kind, values in kinds.items())]
+    columns = (Column("metric", text=True), Column("value"), Column("95% interval", name=True))
+    return Table(title, "intervals over questions", columns, tuple(sections))
+
+
+def report_metrics(name: str, metrics: dict, title: str) -> None:
+    """Print the table, a warning if there is one, and the verdict. On the main process."""
+    if not process_state().is_main_process:
+        return
+    print_table(metrics_table(metrics, title))
     warning = flat_scores(metrics) if "score_gap" in metrics else None
-    for kind, values in metrics.get("kinds", {}).items():
-        lines.append(f"  {kind}")
-        add(values, "    ")
-    return "\n".join([*lines, *([warning] if warning else []), *verdict(name, metrics["comparisons"])])
+    print("\n".join([*([warning] if warning else []), *verdict(name, metrics["comparisons"])]), flush=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.console import Column, Section, Table
 from ..common.texts import one_spelling
 from ..tasks.preferences import Pair
 from .metrics import finite, sigmoid, weighted_mean, win_shares, with_intervals
@@ -50,19 +51,24 @@ def reliability(pairs: list[Pair], chosen: list[float], rejected: list[float], b
     return {"bins": table, "expected_error": float(error(hits[None])[0]), "chance_error": float(error(drawn).mean())}
 
 
-def format_reliability(found: dict) -> str:
-    """The bins as a table, and the expected calibration error."""
-    lines = ["reliability: of the answer that the model prefers", "   pairs   predicted   observed   95% interval"]
-    for row in found["bins"]:
-        between = "   {:.3f} .. {:.3f}".format(*row["interval"]) if row["interval"] else ""
-        lines.append(f"{row['pairs']:>8}{row['predicted']:>12.3f}{row['observed']:>11.3f}{between}")
-    return "\n".join(
-        [
-            *lines,
-            f"expected calibration error {found['expected_error']:.3f} "
-            f"({found['chance_error']:.3f} by chance for a model that is calibrated perfectly)",
-        ]
+def reliability_table(found: dict) -> Table:
+    """The bins, and the expected calibration error below them."""
+    rows = [
+        (
+            str(row["pairs"]),
+            f"{row['predicted']:.3f}",
+            f"{row['observed']:.3f}",
+            "{:.3f} .. {:.3f}".format(*row["interval"]) if row["interval"] else "",
+        )
+        for row in found["bins"]
+    ]
+    note = (
+        "of the answer that the model prefers\n"
+        f"expected calibration error {found['expected_error']:.3f}; "
+        f"by chance alone, a perfectly calibrated model would have {found['chance_error']:.3f}"
     )
+    columns = (Column("pairs"), Column("predicted"), Column("observed"), Column("95% interval", name=True))
+    return Table("Reliability", note, columns, (Section(tuple(rows)),))
 
 
 def draw_reliability(found: dict, title: str, path: str | Path) -> None:

@@ -22,7 +22,7 @@ from ..tasks.qa.feedback import (
 )
 from ..tasks.qa.spec import FACTUALITY, RELEVANCE
 from .fit import Losses, fit, leave_out_shared, length_limit, set_aside, token_losses
-from .metrics import classification_metrics, format_metrics, pair_metrics, verdict
+from .metrics import classification_metrics, pair_metrics, report_metrics, verdict
 from .pairs import encode_pairs, encode_training_pairs, fit_pairs, measure_preferences
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def _train_completeness(
 
 def _report(aspect: str, metrics: dict, splitter: Splitter, args: argparse.Namespace) -> dict:
     """Print the held-out metrics of an aspect; -> what metrics.json holds of them."""
-    process_state().print(format_metrics(aspect, metrics, f"{aspect} on {args.dev_file}"))
+    report_metrics(aspect, metrics, f"{aspect} on {args.dev_file}")
     summary = verdict(aspect, metrics["comparisons"])[-1]
     return {"aspect": aspect, "splitter": splitter.name, "dev": metrics, "verdict": summary}
 

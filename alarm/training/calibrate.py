@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from ..api import Settings, Task
+from ..common.console import Column, Section, Table, print_table, say_counts
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_new_file, write_json
 from ..common.flags import add_policy_flags, check_model_name, parser, positive_int, seed_value
@@ -155,7 +156,6 @@ def sample_and_measure(
 
     from trl.generation import SAMPLING
 
-    from ..common.console import say_counts
     from ..common.launch import process_state
     from ..common.prompts import uses_chat
     from ..scoring import holistic_of, load_scorer
@@ -235,30 +235,30 @@ def settings_of(args: argparse.Namespace, aspects: Iterable[str]) -> dict:
 
 def report(args: argparse.Namespace, content: dict) -> None:
     """Print what was found, and what to look at."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     rewards = content["rewards"]
     count = next(iter(rewards.values()))["n"]
-    table = Table(box=SIMPLE_HEAD, title=f"{args.policy_ckpt}: {count} sampled responses", title_justify="left")
-    table.add_column("", no_wrap=True)
-    for name in rewards:
-        table.add_column(name, justify="right", no_wrap=True)
-    lines = {
-        "mean": [f"{r['mean']:.4g}" for r in rewards.values()],
-        "  standard error": [f"{r['standard_error']['mean']:.2g}" for r in rewards.values()],
-        "std": [f"{r['std']:.4g}" for r in rewards.values()],
-        "  standard error ": [f"{r['standard_error']['std']:.2g}" for r in rewards.values()],
-    }
-    for percent in (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100):
-        label = {0: "least", 50: "median", 100: "greatest"}.get(percent, f"{percent}%")
-        lines[label] = [f"{r['percentiles'][str(percent)]:.4g}" for r in rewards.values()]
-    for z in (f"{threshold:g}" for threshold in THRESHOLDS):
-        lines[f"share, z >= {z}"] = [f"{r['share_above'][z]:.1%}" if r["std"] else "-" for r in rewards.values()]
-    for label, cells in lines.items():
-        table.add_row(label, *cells, end_section=label in ("  standard error ", "greatest"))
-    Console().print(table)
+    scale = [
+        ("mean", *(f"{r['mean']:.4g}" for r in rewards.values())),
+        ("its standard error", *(f"{r['standard_error']['mean']:.2g}" for r in rewards.values())),
+        ("std", *(f"{r['std']:.4g}" for r in rewards.values())),
+        ("its standard error", *(f"{r['standard_error']['std']:.2g}" for r in rewards.values())),
+    ]
+    percentiles = [
+        (
+            {0: "least", 50: "median", 100: "greatest"}.get(percent, f"{percent}%"),
+            *(f"{r['percentiles'][str(percent)]:.4g}" for r in rewards.values()),
+        )
+        for percent in (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
+    ]
+    shares = [
+        (z, *(f"{r['share_above'][z]:.1%}" if r["std"] else "-" for r in rewards.values()))
+        for z in (f"{threshold:g}" for threshold in THRESHOLDS)
+    ]
+    sections = [Section(tuple(scale), "scale"), Section(tuple(percentiles), "percentiles")]
+    sections.append(Section(tuple(shares), "share of responses with z at least"))
+    columns = [Column("score", text=True), *(Column(name, name=True) for name in rewards)]
+    title = f"{args.policy_ckpt}: {count} sampled responses"
+    print_table(Table(title, "z = (score - mean) / std", tuple(columns), tuple(sections)))
 
     for name, described in rewards.items():
         if described["std"] == 0:
@@ -269,7 +269,7 @@ def report(args: argparse.Namespace, content: dict) -> None:
         print(f"responses without text, left out: {empty}")
     calibration = Calibration(args.save_path, args.task, rewards, content["models"], content["settings"])
     if constants := calibration.constants:
-        print("--calibration stands for: " + " ".join(f"--{name} {value:.6g}" for name, value in constants.items()))
+        print("--calibration gives: " + " ".join(f"--{name} {value:.6g}" for name, value in constants.items()))
     print(f"wrote {args.save_path}")
 
 

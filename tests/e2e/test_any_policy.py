@@ -12,7 +12,7 @@ from common.test_prompts import CHATML
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alarm import calibrate, plot_run, train_ppo, train_sft
-from alarm.evaluation.compare import read_generations
+from alarm.evaluation.generations import read_generations
 from alarm.tasks.find import find_task
 from alarm.training.generate import generator
 from alarm.training.policy import load_policy

@@ -161,8 +161,11 @@ BAD = {
     "runs one folder down": (inner_folder, "such as"),
     "runs and seed folders": (runs_and_seeds, "holds both runs (alpha.json) and seed folders (seed42)"),
     "someone else's report": (foreign_report, "eval-report"),
-    "an object": (lambda gens: (gens / "beta.json").write_text('{"query": "q"}'), "beta.json is not a JSON list"),
-    "an indented object": (lambda gens: (gens / "beta.json").write_text('{\n"a": 1}'), "beta.json is not a JSON list"),
+    "an object": (lambda gens: (gens / "beta.json").write_text('{"query": "q"}'), "beta.json has no 'holistic_reward'"),
+    "an indented object": (
+        lambda gens: (gens / "beta.json").write_text('{\n"a": 1}'),
+        "beta.json, row 1 has no 'query'",
+    ),
     "malformed": (lambda gens: (gens / "beta.json").write_text('[{"query": '), "beta.json is not JSON"),
     "empty file": (lambda gens: (gens / "beta.json").write_text(""), "beta.json holds no rows"),
     "empty list": (lambda gens: (gens / "beta.json").write_text("[]"), "beta.json holds no rows"),
@@ -230,7 +233,7 @@ def test_bad_input(case, gens):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task_type", "mt"], "try --task_type qa"),
+        (["--task_type", "mt"], "--task_type qa"),
         (["--task_type", "qa", "--max_compare", "0"], "--max_compare is 0"),
         (["--task_type", "qa", "--output", "gens/results.json"], "outside --generations_dir"),
     ],

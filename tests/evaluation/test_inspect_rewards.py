@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from e2e.conftest import make_world
@@ -21,9 +22,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from alarm import Aspect, Metric, Task
+from alarm.evaluation.generations import Generations
 from alarm.evaluation.inspection import show as inspection_report
 from alarm.evaluation.inspection.inspect import (
-    Generation,
     Report,
     check_rewards,
     compare_metrics,
@@ -237,13 +238,11 @@ def toy_recipe(kind: str, **changes) -> RewardRecipe:
 
 
 def toy_report(tokenizer, kind: str = "hierarchical", **changes) -> Report:
-    recorded = [{"holistic_reward": 1.5, "factuality_rate": 0.5}, {"holistic_reward": 0.7}, {}, {"holistic_reward": 3}]
-    generations = [
-        Generation(n, f"prompt {n} <i>&", text, r)
-        for n, (text, r) in enumerate(zip(TEXTS, recorded, strict=True), start=1)
-    ]
+    recorded = {"holistic_reward": [1.5, 0.7, math.nan, 3], "factuality_rate": [0.5, *[math.nan] * 3]}
+    queries = [f"prompt {n} <i>&" for n in range(1, 5)]
+    run = Generations("a", queries, TEXTS, {name: np.array(values) for name, values in recorded.items()})
     recipe = toy_recipe(kind, **changes)
-    found = inspect_generations(generations, [{}] * 4, tokenizer, toy_scorer(tokenizer), recipe, batch_size=3)
+    found = inspect_generations(run, [0, 1, 2, 3], [{}] * 4, tokenizer, toy_scorer(tokenizer), recipe, batch_size=3)
     return Report("runs/a<b>.json", {"reward": kind}, found)
 
 
@@ -507,6 +506,7 @@ BAD_FILES = {
     "malformed": (lambda path: path.write_text('[{"query'), "is not JSON"),
     "another layout": (edit(lambda rows: rows[1].pop("generation")), "row 2 has no 'generation'"),
     "no text": (edit(lambda rows: rows[1].update(generation=None)), "'generation' is NoneType"),
+    "half a character": (edit(lambda rows: rows[1].update(generation="\ud800")), "row 2 holds half of"),
     "the other task's": (edit(lambda rows: rows[0].update(grammar_errors=1)), "give --task_type mt"),
     "an unknown query": (
         edit(lambda rows: rows[1].update(query="other")),

@@ -9,8 +9,8 @@ import pytest
 
 from alarm.common.errors import UserError
 from alarm.common.identity import hash_file
-from alarm.evaluation.compare import read_folder
 from alarm.evaluation.provenance import read_sidecar, scoring_differences
+from alarm.evaluation.runs import read_folder
 from alarm.tasks.find import find_task
 from helpers import load_script
 

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from alarm.common.console import Column, Section, Table, print_table
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import Comparison, Generations, JudgeRates, compare, read_folder
+from alarm.evaluation.compare import Comparison, JudgeRates, compare
+from alarm.evaluation.generations import Generations
 from alarm.evaluation.report import report
 from alarm.evaluation.report.figures import (
     WIN_COLOURS,
@@ -32,15 +34,8 @@ from alarm.evaluation.report.figures import (
 from alarm.evaluation.report.figures import _ink_on as ink_on
 from alarm.evaluation.report.page import choose_samples
 from alarm.evaluation.report.report import Setup, print_results, print_selection, write_report, write_selection_report
-from alarm.evaluation.report.tables import (
-    Column,
-    Section,
-    Table,
-    escape_html,
-    escape_markdown,
-    print_table,
-    to_markdown,
-)
+from alarm.evaluation.report.tables import escape_html, escape_markdown, to_markdown
+from alarm.evaluation.runs import read_folder
 from alarm.evaluation.selection import select_aspect
 from alarm.tasks.find import find_task
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import Generations
+from alarm.evaluation.generations import Generations
 from alarm.evaluation.selection import flags_of, no_aspect, select_aspect, spearman
 from alarm.tasks.find import find_task
 
@@ -247,7 +247,7 @@ def test_bad_input(tmp_path):
         ([alpha, tmp_path / "short.json"], "1 queries differ (1 only in alpha, 0 only in short)"),
         ([alpha, tmp_path / "nan.json"], "not a finite number"),
         ([alpha, beta, "--output_dir", tmp_path / "notes"], "notes"),
-        ([alpha, beta, "--task_type", "mt"], "try --task_type qa"),
+        ([alpha, beta, "--task_type", "mt"], "--task_type qa"),
     ):
         greedy, sampled, *more = arguments
         done = run_script(

@@ -14,15 +14,16 @@ from alarm.common.errors import UserError
 from alarm.learning.metrics import (
     classification_metrics,
     comparison,
-    format_metrics,
+    metrics_table,
     pair_metrics,
+    report_metrics,
     verdict,
     weighted_auroc,
     weighted_f1,
     weighted_mean,
     with_intervals,
 )
-from alarm.learning.reliability import draw_reliability, format_reliability, reliability
+from alarm.learning.reliability import draw_reliability, reliability, reliability_table
 from alarm.tasks.preferences import Pair
 
 ONE = np.ones((1, 4))
@@ -178,19 +179,22 @@ def test_the_verdict_says_what_the_intervals_say():
     assert verdict("m", {"b": unsure})[-1] == "m: does not beat its baseline in b"
 
 
-def test_the_table_shows_each_number_with_its_interval():
+def test_the_table_shows_each_number_with_its_interval(capsys, fresh_accelerate):
     pairs = [pair(str(i), kind=kind) for i, kind in enumerate(["added", "left out"] * 4)]
     metrics = pair_metrics(pairs, [1.0, 0.0] * 4, [0.0, 0.5] * 4)
-    lines = format_metrics("completeness", metrics, "title").splitlines()
-    line = next(line for line in lines if "pairwise_accuracy" in line)
+    whole, *kinds = metrics_table(metrics, "title").sections
     low, high = metrics["intervals"]["pairwise_accuracy"]
-    assert line.split() == ["pairwise_accuracy", "0.5000", f"{low:.4f}", "..", f"{high:.4f}"]
-    assert sum("pairwise_accuracy" in line for line in lines) == 3  # and one for each kind
-    assert lines[-1].startswith("completeness: ")
+    assert ("pairwise_accuracy", "0.5000", f"{low:.4f} .. {high:.4f}") in whole.rows
+    assert [kind.heading for kind in kinds] == ["added", "left out"]
+    assert all("pairwise_accuracy" in [row[0] for row in kind.rows] for kind in kinds)
+    report_metrics("completeness", metrics, "title")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "title" and lines[-1].startswith("completeness: ")
     assert not any("warning" in line for line in lines)
     flat = pair_metrics(pairs, [0.001, 0.0] * 4, [0.0, 0.001] * 4)
     assert flat["score_gap"] == pytest.approx(0.001)
-    assert "warning: the two scores of a pair differ by 0.001" in format_metrics("completeness", flat, "title")
+    report_metrics("completeness", flat, "title")
+    assert "warning" in capsys.readouterr().out
 
 
 # --- reliability -----------------------------------------------------------------------------------------------------
@@ -224,7 +228,7 @@ def test_reliability_tells_a_calibrated_model_from_one_too_sure_of_itself(tmp_pa
 
     draw_reliability(honest, "model", tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert len(format_reliability(honest).splitlines()) == 13
+    assert len(reliability_table(honest).sections[0].rows) == 10
     json.dumps(honest)
 
 

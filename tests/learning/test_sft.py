@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from alarm import train_sft
-from alarm.learning.fit import Epoch, epoch_table, format_epochs
+from alarm.learning.fit import Epoch, epoch_table, epochs_as_table
 from alarm.learning.sft import (
     collate_joined,
     encode_joined,
@@ -162,7 +162,11 @@ def test_epochs_pair_losses_by_step():
     ]
     epochs = epoch_table(history, [3.0, 4.0], keep_last=False)
     assert epochs == [Epoch(1.0, 5, 2.0, 1.5, 3.0, False), Epoch(1.4, 7, None, 1.25, 4.0, True)]
-    assert [line.endswith("kept") for line in format_epochs(epochs).splitlines()] == [False, False, True]
+    (section,) = epochs_as_table(epochs).sections
+    assert section.rows == (
+        ("1.00", "5", "2.0000", "1.5000", "3.0", ""),
+        ("1.40", "7", "-", "1.2500", "4.0", "kept"),
+    )
     worse_later = [history[1] | {"eval_loss": 1.0}, history[2]]
     assert [row.kept for row in epoch_table(worse_later, [3.0, 4.0], keep_last=False)] == [True, False]
     assert [row.kept for row in epoch_table(worse_later, [3.0, 4.0], keep_last=True)] == [False, True]

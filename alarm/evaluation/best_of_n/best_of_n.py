@@ -18,7 +18,7 @@ import numpy as np
 
 from ...api import HOLISTIC, LENGTH, Task
 from ...common.bootstrap import DRAWS, MIN_PROMPTS, Resamples, resample
-from ...common.console import say_counts, show
+from ...common.console import plain_table, print_table, say_counts
 from ...common.errors import UserError, report_user_errors
 from ...common.files import check_new_file, write_json
 from ...common.flags import finite_float, named_numbers, open_share, parser, positive_float, seed_value
@@ -486,24 +486,22 @@ def say(result: dict, settings: list[Setting]) -> None:
 
     lines = {"best possible": result["best_possible"], **result["chosen"], "at random": result["at_random"]}
     digits = decimals(result["at_random"]["intervals"][-1])
-    columns: dict[str, dict[str, str]] = {}
-    if result["dev_prompts"]:
-        on_dev = {name: result["settings"][i]["dev"][-1] for name, i in chosen.items()}
-        columns["dev"] = {name: f"{value:.{digits}f}" for name, value in on_dev.items()}
-    columns["mean"] = {name: f"{line['quality'][-1]:.{digits}f}" for name, line in lines.items()}
-    columns[f"less {REFERENCE} [95%]"] = {
-        name: "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
-            line["difference"][-1], *line["difference_intervals"][-1], d=digits
-        )
-        for name, line in lines.items()
-    }
-    columns["tokens"] = {
-        name: f"{line['response_length'][-1]:.1f}" for name, line in lines.items() if "response_length" in line
-    }
+    on_dev = {name: result["settings"][i]["dev"][-1] for name, i in chosen.items()} if result["dev_prompts"] else {}
+    rows = []
+    for name, line in lines.items():
+        low, high = (f"{bound:.{digits}f}" for bound in line["difference_intervals"][-1])
+        cells = {
+            "combiner": name,
+            "dev": f"{on_dev[name]:.{digits}f}" if name in on_dev else "",
+            "mean": f"{line['quality'][-1]:.{digits}f}",
+            f"less {REFERENCE}": f"{line['difference'][-1]:.{digits}f}",
+            "95%": f"{low} to {high}",
+            "tokens": f"{line['response_length'][-1]:.1f}" if "response_length" in line else "",
+        }
+        rows.append({key: value for key, value in cells.items() if key != "dev" or on_dev})
     title = f"{result['quality']} of the best of {most}, {direction} is better: {prompts} prompts"
-    show(
-        title + (f", settings chosen on {result['dev_prompts']}" if result["dev_prompts"] else ""), columns, "combiner"
-    )
+    title += f", settings chosen on {result['dev_prompts']} others" if on_dev else ""
+    print_table(plain_table(title, list(rows[0]), [list(row.values()) for row in rows]))
     if prompts < MIN_PROMPTS:
         print(f"warning: {prompts} prompts say little; intervals of fewer than {MIN_PROMPTS} are too narrow")
     for name, i in chosen.items() if result["dev_prompts"] else ():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ...api import LENGTH, Task
 from ...common.errors import UserError
-from ...common.files import is_finite_number, read_rows, require_fields
-from ...tasks.find import BUILT_IN, find_task
+from ...common.files import is_text
+from ..generations import Generations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from ...scoring import Scorer
 
 TOLERANCE = 1e-3  # between a recorded metric and the same one computed again
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One response to look at."""
-
-    number: int  # its row in the file, from 1
-    query: str
-    text: str
-    recorded: dict[str, float]  # the metrics of the file, by their published names; only finite numbers
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class Difference:
 class Inspection:
     """All that is shown of one response."""
 
-    number: int
+    number: int  # its row in the file, from 1
     query: str
     tokens: list[str]  # T, as shown
     raw: float  # the holistic model's score
@@ -114,50 +104,31 @@ class Report:
         return [one.number for one in self.inspections if one.check.problems]
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def read_generations_to_inspect(path: str | Path, task: Task) -> list[Generation]:
-    """All rows of a generations file, in its order.
+def choose(run: Generations, index: int | None, query: str | None, limit: int, path: str | Path) -> list[int]:
+    """Row `index` (from 1), or the rows whose query contains `query`, or all; `limit` of them at most. -> rows, from 0.
 
-    Raises UserError for rows without `query` and `generation`, and for what another built-in task wrote.
+    Raises UserError if there is none, and for a text that no tokenizer can read.
     """
-    rows = read_rows(path)
-    for name in BUILT_IN:
-        other = {metric.key for metric in find_task(name).metrics}
-        found = rows[0].keys() & other
-        if name != task.name and found and not rows[0].keys() & {metric.key for metric in task.metrics}:
-            raise UserError(f"{path} holds {name} generations ({', '.join(sorted(found))}); give --task_type {name}")
-    try:
-        require_fields(rows, {"query": str, "generation": str}, path)
-    except UserError as error:
-        raise UserError(f"{error}; a generations file is what train_ppo.py --test writes") from None
-    return [
-        Generation(
-            number,
-            row["query"],
-            row["generation"],
-            {name: float(row[name]) for name in task.columns_in_order if is_finite_number(row.get(name))},
-        )
-        for number, row in enumerate(rows, start=1)
-    ]
-
-
-def choose(
-    generations: list[Generation], index: int | None, query: str | None, limit: int, path: str | Path
-) -> list[Generation]:
-    """Row `index` (from 1), or the rows whose query contains `query`, or all; `limit` of them at most.
-
-    Raises UserError if there is none.
-    """
+    for row, texts in enumerate(zip(run.queries, run.generations, strict=True), start=1):
+        if not all(map(is_text, texts)):
+            raise UserError(f"{path}, row {row} holds half of a surrogate pair, which is no character; fix the row")
     if index is not None:
-        if not 1 <= index <= len(generations):
-            raise UserError(f"--index {index}: {path} holds the generations 1 to {len(generations)}")
-        return [generations[index - 1]]
-    found = [one for one in generations if query is None or query in one.query]
+        if not 1 <= index <= len(run.queries):
+            raise UserError(f"--index {index}: {path} holds the generations 1 to {len(run.queries)}")
+        return [index - 1]
+    found = [row for row, text in enumerate(run.queries) if query is None or query in text]
     if not found:
         raise UserError(f"no query in {path} contains the text of --query; give a part of one as the file has it")
     return found[:limit]
+
+
+def recorded_metrics(run: Generations, row: int) -> dict[str, float]:
+    """The finite metrics that the file has of one row, by their keys in the file."""
+    values = {name: float(column[row]) for name, column in run.metrics.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
@@ -208,7 +179,8 @@ def place_rewards(rewards: list[Tensor]) -> Tensor:
 
 
 def inspect_generations(
-    generations: list[Generation],
+    run: Generations,
+    rows: list[int],
     examples: list[dict],
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
@@ -217,7 +189,8 @@ def inspect_generations(
 ) -> list[Inspection]:
     """Score responses as training would, all in one padded batch, and check where the rewards lie.
 
-    examples: the data row of each. batch_size: responses that are scored before the progress bar moves.
+    rows: which of the run, counted from 0. examples: the data row of each. batch_size: responses that are scored before
+    the progress bar moves.
     """
     import torch
     from tqdm.auto import tqdm
@@ -226,18 +199,21 @@ def inspect_generations(
     from ...scoring import measure, metrics_of
     from ...types import Rollout
 
-    all_ids = [response_ids(tokenizer, one.text, one.recorded.get("response_length")) for one in generations]
+    queries, texts = [run.queries[row] for row in rows], [run.generations[row] for row in rows]
+    recorded = [recorded_metrics(run, row) for row in rows]
+    lengths = [metrics.get(LENGTH) for metrics in recorded]
+    all_ids = [response_ids(tokenizer, *one) for one in zip(texts, lengths, strict=True)]
     scored = []
-    with tqdm(total=len(generations), desc="scoring", unit="response", leave=False, delay=3, disable=None) as progress:
-        for start in range(0, len(generations), batch_size):
-            part = generations[start : start + batch_size]
+    with tqdm(total=len(rows), desc="scoring", unit="response", leave=False, delay=3, disable=None) as progress:
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
             rollout = Rollout(
                 query_ids=[],  # nothing that measures reads them
-                response_ids=[torch.tensor(ids) for ids in all_ids[start : start + batch_size]],
-                queries=[one.query for one in part],
-                responses=[one.text for one in part],
-                examples=examples[start : start + batch_size],
-                too_short=torch.tensor([not one.text.strip() for one in part]),
+                response_ids=[torch.tensor(ids) for ids in all_ids[part]],
+                queries=queries[part],
+                responses=texts[part],
+                examples=examples[part],
+                too_short=torch.tensor([not text.strip() for text in texts[part]]),
             )
             measured = measure(rollout, scorer, scorer.aspects)
             payment = combine(measured, recipe.alone)
@@ -248,9 +224,9 @@ def inspect_generations(
             }
             paid = aspects_of(measured, recipe.alone)
             weights = torch.tensor([[recipe.paid[name] for name in paid]], dtype=torch.float64)
-            sums = weigh_aspects(paid, weights.expand(len(part), -1), measured.lengths)
+            sums = weigh_aspects(paid, weights.expand(len(rollout.responses), -1), measured.lengths)
             shared = weigh_aspects(paid, weights * payment.share, measured.lengths)
-            for k in range(len(part)):
+            for k in range(len(rollout.responses)):
                 scored.append(
                     Scored(
                         reward=payment.rewards[k],
@@ -265,12 +241,12 @@ def inspect_generations(
                         metrics={name: values[k] for name, values in metrics.items()},
                     )
                 )
-            progress.update(len(part))
+            progress.update(len(rollout.responses))
 
     placed = place_rewards([one.reward for one in scored])
     return [
-        _inspect_one(one, ids, tokenizer, scorer.task, recipe, found, row)
-        for one, ids, found, row in zip(generations, all_ids, scored, placed, strict=True)
+        _inspect_one(run, row, ids, tokenizer, scorer.task, recipe, *found)
+        for row, ids, *found in zip(rows, all_ids, scored, placed, strict=True)
     ]
 
 
@@ -291,7 +267,8 @@ class Scored:
 
 
 def _inspect_one(
-    one: Generation,
+    run: Generations,
+    row: int,
     ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -299,13 +276,14 @@ def _inspect_one(
     found: Scored,
     placed: Tensor,
 ) -> Inspection:
-    """placed: (M,) the row of the padded batch, M >= T."""
+    """row: of the run. placed: (M,) what one row of the padded batch is paid, M >= T."""
     import torch
 
     from ...rewards import normalise_holistic
 
+    answer, recorded = run.generations[row], recorded_metrics(run, row)
     tokens, text = shown_tokens(tokenizer, ids)
-    too_short = not one.text.strip()
+    too_short = not answer.strip()
     recipe = recipe.alone
     decision = decide(found.gate, found.h, too_short, recipe, found.holistic_share)
     rows = []
@@ -327,7 +305,7 @@ def _inspect_one(
         found.response + (decision.holistic * recipe.holistic_weight * found.h if decision.holistic else 0.0),
     )
     notes = []
-    if text != one.text:
+    if text != answer:
         notes.append("the tokens decode to another text than the one recorded; rewards of aspects are of the former")
     if tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
         notes.append("no EOS: the recorded response_length says that the response ran into the length limit")
@@ -340,10 +318,10 @@ def _inspect_one(
     metrics["holistic_reward"] = own.item()
     if undefined := [name for name, value in metrics.items() if not math.isfinite(value)]:
         notes.append(f"not a finite number: {', '.join(undefined)}; look at the reward model")
-    differences = compare_metrics(task, one.recorded, metrics, same_text=text == one.text)
-    compared = len(one.recorded.keys() & metrics.keys())
+    differences = compare_metrics(task, recorded, metrics, same_text=text == answer)
+    compared = len(recorded.keys() & metrics.keys())
     return Inspection(
-        one.number, one.query, tokens, found.raw, found.h, decision, rows, check, compared, differences, notes
+        row + 1, run.queries[row], tokens, found.raw, found.h, decision, rows, check, compared, differences, notes
     )
 
 

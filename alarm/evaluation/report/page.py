@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..compare import HOLISTIC, Generations, comparable_metrics
+from ..compare import HOLISTIC, comparable_metrics
+from ..generations import Generations
 from .tables import Table, breakable, escape_html, escape_markdown, to_html, to_markdown
 
 SAMPLES = 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...api import Task
+from ...common.console import Column, Section, Table, fits, print_table
 from ...common.errors import UserError
 from ...common.files import whole_folder
-from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, Generations, criterion_title
+from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, criterion_title
+from ..generations import Generations
 from .page import Picture, choose_samples, html_page, markdown_report, samples_section
-from .tables import Column, Footnotes, Section, Table, fits, print_table
+from .tables import Footnotes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -327,16 +328,6 @@ def describe_selection(selection: dict) -> list[str]:
 
 
 # --- terminal ----------------------------------------------------------------------------------------------------
-
-
-def screen() -> Console:
-    """The terminal, or 100 columns if there is none to measure; a name that it cannot show gets question marks."""
-    from rich.console import Console
-
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    # names and answers are text, never markup
-    return Console(width=None if sys.stdout.isatty() else 100, markup=False, emoji=False, highlight=False)
 
 
 def print_results(found: Comparison, setup: Setup, console: Console) -> None:

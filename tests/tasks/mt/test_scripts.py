@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, MarianConfig, MarianMTModel
 
 from alarm.common.errors import UserError
-from alarm.evaluation.compare import read_generations
+from alarm.evaluation.generations import read_generations
 from alarm.tasks.find import find_task
 from alarm.tasks.mt.grammar.checker import LanguageToolChecker
 from alarm.tasks.mt.grammar.server import find_installation
