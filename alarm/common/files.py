@@ -27,7 +27,7 @@ _KINDS = {
 # names under which a list of rows is often found
 _WRAPPERS = ("data", "rows", "examples", "instances", "items", "records")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-_TYPES = {str: "text", list: "a list", dict: "an object"}
+_TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def is_finite_number(value: object) -> bool:

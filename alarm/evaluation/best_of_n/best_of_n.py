@@ -399,7 +399,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         dev_curves = None if dev is None else measure(dev, dev_payer, settings, most, "dev prompts")
         found = measure(pool, payer, settings, most, "reported prompts")
-        chosen = choose(settings, dev_curves, sign)
+        chosen = {name: i for name, i in choose(settings, dev_curves, sign).items() if np.isfinite(found.mean[i, -1])}
         plain = _plain(*next(iter(scales.items())))
         result = report(pool, payer, plain, settings, chosen, found, sign)
     except ValueError as error:  # a combiner that cannot combine these

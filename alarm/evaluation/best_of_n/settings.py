@@ -36,7 +36,7 @@ READS = {
     "log_sigmoid": (*PARTS, "references"),
     "worst_case": PARTS,
     "uncertainty": (*PARTS, "variance_cost"),
-    "stratified": (*PARTS, "threshold", "failed_range", "passed_range"),
+    "stratified": (*ASPECTS, "baseline", "threshold", "failed_range", "passed_range"),
     "decoupled": (*PARTS, "decoupled_cv", "decoupled_conflict"),
 }
 OPTIONS = tuple(option.name for option in fields(Options))
