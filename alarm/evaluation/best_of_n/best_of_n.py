@@ -60,9 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     defaults = DEFAULTS | dict(task.defaults if task else {})
 
-    def several(name: str, help: str, kind: Callable = str, default=None, **kwargs) -> None:
+    def several(name: str, help: str, kind: Callable = str, default=None, to=flags, **kwargs) -> None:
         if name not in NO_RANKING:
-            add(f"--{name}", type=kind, nargs="+", default=[default], help=f"list: {help}", **kwargs)
+            to.add_argument(f"--{name}", type=kind, nargs="+", default=[default], help=f"list: {help}", **kwargs)
 
     def switch(name: str, help: str) -> None:
         if name not in NO_RANKING:
@@ -70,12 +70,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     several("holistic_reward_weight", "weight of the holistic reward", finite_float, defaults["holistic_reward_weight"])
     threshold = defaults["hierarchical_threshold"]
-    several("hierarchical_threshold", "z-normalised score from which aspects count", finite_float, threshold)
-    add(
+    threshold = flags.add_mutually_exclusive_group()
+    several(
+        "hierarchical_threshold",
+        "z-normalised score from which aspects count",
+        finite_float,
+        defaults["hierarchical_threshold"],
+        to=threshold,
+    )
+    threshold.add_argument(
         "--threshold_quantile",
         type=open_share,
         nargs="+",
-        help="list, instead of --hierarchical_threshold: quantiles of the holistic rewards of these answers",
+        help="list, instead: quantiles of the holistic rewards of the answers on which settings are chosen",
     )
     several("shaping", "of the values of an aspect", default=SHAPINGS[0], choices=SHAPINGS)
     several("placement", "spans: an aspect's values add up; mean_over_spans: their mean", default=PLACEMENTS[0],
@@ -489,12 +496,12 @@ def say(result: dict, settings: list[Setting]) -> None:
     on_dev = {name: result["settings"][i]["dev"][-1] for name, i in chosen.items()} if result["dev_prompts"] else {}
     rows = []
     for name, line in lines.items():
-        low, high = (f"{bound:.{digits}f}" for bound in line["difference_intervals"][-1])
+        low, high = (f"{bound:z.{digits}f}" for bound in line["difference_intervals"][-1])
         cells = {
             "combiner": name,
-            "dev": f"{on_dev[name]:.{digits}f}" if name in on_dev else "",
-            "mean": f"{line['quality'][-1]:.{digits}f}",
-            f"less {REFERENCE}": f"{line['difference'][-1]:.{digits}f}",
+            "dev": f"{on_dev[name]:z.{digits}f}" if name in on_dev else "",
+            "mean": f"{line['quality'][-1]:z.{digits}f}",
+            f"less {REFERENCE}": f"{line['difference'][-1]:z.{digits}f}",
             "95%": f"{low} to {high}",
             "tokens": f"{line['response_length'][-1]:.1f}" if "response_length" in line else "",
         }
@@ -504,7 +511,7 @@ def say(result: dict, settings: list[Setting]) -> None:
     print_table(plain_table(title, list(rows[0]), [list(row.values()) for row in rows]))
     if prompts < MIN_PROMPTS:
         print(f"warning: {prompts} prompts say little; intervals of fewer than {MIN_PROMPTS} are too narrow")
-    for name, i in chosen.items() if result["dev_prompts"] else ():
+    for name, i in chosen.items():
         print(f"{name}: {settings[i].command}")
     if lost := {setting.recipe.reward_type for setting in settings} - chosen.keys():
         print(f"not ranked, because some rewards are not finite: {', '.join(sorted(lost))}")

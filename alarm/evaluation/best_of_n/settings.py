@@ -199,6 +199,7 @@ def scale_of(payer: Payer, baseline: str) -> Scale:
     mean, std = (float(level.mean()), float(level.std())) if len(level) else (0.0, 0.0)
     if std <= 1e-6 * np.abs(level).max(initial=0.0):
         raise UserError(f"the holistic scores of {payer.samples.path} are all equal; look at the holistic model")
+    mean = 0.0 if abs(mean) < 1e-12 * std else mean  # less the mean of each prompt
     return Scale(mean, std, "measured on these answers")
 
 
