@@ -27,7 +27,7 @@ from alarm.rewards import combine
 from alarm.types import Measured, TokenScore
 
 LISTS = """--threshold_quantile 0.1 0.3 0.5 0.7 0.9 --w_rel 0 0.5 1 2 --w_fact 0.5 1 --w_comp 0 1
-    --holistic_reward_weight 1 3 --shaping none centred --gate_temperature 0.1 0.5 --variance_cost 0.1 1""".split()
+    --holistic_reward_weight 1 3 --shaping none centred sigmoid --gate_temperature 0.1 0.5 --variance_cost 0.1 1""".split()
 
 
 def simulated(prompts: int, samples: int, seed: int) -> list[dict]:
@@ -74,13 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--samples", type=positive_int, default=16, help="answers to each prompt")
     flags.add_argument("--threads", type=positive_int, default=1, help="CPU threads of torch")
     flags.add_argument("--seed", type=seed_value, default=0)
+    flags.add_argument("--save_path", help="JSON file to which the command writes, with a figure beside it")
     args = flags.parse_args(argv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "samples.json"
         write_rows(file, simulated(args.prompts, args.samples, args.seed))
         words = ["--task", "qa", "--generations", str(file), "--quality", "oracle", "--ultra_mean", "1.2"]
-        words += ["--ultra_std", "1.8", "--save_path", str(Path(folder) / "out.json"), *LISTS]
+        words += ["--ultra_std", "1.8", "--save_path", args.save_path or str(Path(folder) / "out.json"), *LISTS]
 
         times = {}
         started = time.perf_counter()

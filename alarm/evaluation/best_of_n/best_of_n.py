@@ -69,7 +69,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add(f"--{name}", type=_on, nargs="+", default=[False], metavar="on|off", help=f"list: {help}")
 
     several("holistic_reward_weight", "weight of the holistic reward", finite_float, defaults["holistic_reward_weight"])
-    threshold = defaults["hierarchical_threshold"]
     threshold = flags.add_mutually_exclusive_group()
     several(
         "hierarchical_threshold",
@@ -110,8 +109,9 @@ def _task(argv: list[str] | None) -> Task | None:
         return None
     if known.task is not None:
         return find_task(known.task)
-    meta = read_sidecar(Path(known.generations)) if known.generations else None
-    return None if meta is None else find_task(meta["settings"].get("task_file") or meta.get("task"))
+    meta = (read_sidecar(Path(known.generations)) if known.generations else None) or {"settings": {}}
+    name = meta["settings"].get("task_file") or meta.get("task")
+    return find_task(name) if isinstance(name, str) else None
 
 
 def _on(text: str) -> bool:
