@@ -27,7 +27,8 @@ from alarm.rewards import combine
 from alarm.types import Measured, TokenScore
 
 LISTS = """--threshold_quantile 0.1 0.3 0.5 0.7 0.9 --w_rel 0 0.5 1 2 --w_fact 0.5 1 --w_comp 0 1
-    --holistic_reward_weight 1 3 --shaping none centred sigmoid --gate_temperature 0.1 0.5 --variance_cost 0.1 1""".split()
+    --holistic_reward_weight 1 3 --shaping none centred sigmoid --gate_temperature 0.1 0.5
+    --variance_cost 0.1 1""".split()
 
 
 def simulated(prompts: int, samples: int, seed: int) -> list[dict]:

@@ -199,6 +199,14 @@ class Pool:
     counts: dict[str, int]  # what was left out
 
 
+def copies_of(pool: Pool, paid: list[str]) -> list[str]:
+    """The parts of the reward of which the quality is a copy, up to scale: comparing by it would be circular."""
+    parts = {"the holistic score": pool.samples.raw}
+    parts |= {f"the aspect {name}": np.array([values.sum() for values in pool.samples.values[name]]) for name in paid}
+    spread = {name: part for name, part in parts.items() if part.std() > 0 and pool.quality.std() > 0}
+    return [name for name, part in spread.items() if abs(np.corrcoef(part, pool.quality)[0, 1]) > 1 - 1e-9]
+
+
 def with_enough(pool: Pool, n: int) -> Pool:
     """The prompts with at least n answers."""
     _, number, sizes = np.unique(pool.samples.index, return_inverse=True, return_counts=True)
@@ -376,6 +384,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. the answers, and how good they are
     pool = read_pool(args.generations, args.quality, args.quality_file, paid)
+    for part in copies_of(pool, paid):
+        print(f"warning: {args.quality} moves exactly as {part} does, by which answers are ranked: this is circular")
     metas = {"the samples": read_sidecar(Path(args.generations))}
     dev = None
     if args.dev_generations is not None:

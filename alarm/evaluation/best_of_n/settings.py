@@ -87,8 +87,8 @@ def grid(
     """All settings of the named combiners.
 
     lists: field of the recipe, or option -> its values. weights: aspect -> its values. scales, thresholds: of each
-    baseline. Only what a combiner reads is varied; of the rest the first value is taken. A combiner that pays nothing
-    but aspects is left out where all weights are 0. Raises UserError for more than MOST settings.
+    baseline. Only what a combiner reads is varied; of the rest the first value is taken. Weights that are all 0 are
+    left out where aspects are paid. Raises UserError if no weights are left, and for more than MOST settings.
     """
     rows = [dict(zip(weights, row, strict=True)) for row in product(*weights.values())]
     found = []
@@ -96,6 +96,8 @@ def grid(
         reads = READS.get(name, (*PARTS, "threshold", "multipliers", *OPTIONS))
         varied = {key: list(values) if key in reads else list(values)[:1] for key, values in lists.items()}
         some = [row for row in rows if any(row.values())] if "weights" in reads else rows[:1]
+        if not some:
+            raise UserError(f"--combine {name} with weights of 0 has nothing to combine; give an aspect a weight")
         count = len(some) * max(map(len, thresholds.values()))
         for values in varied.values():
             count *= len(values)

@@ -193,12 +193,25 @@ def test_lower_is_better(bench):
         ("--quality oracle --references size=1", "size"),
         ("--quality oracle --holistic_baseline greedy", "greedy"),
         ("--quality oracle --dev_share 0.001", "empty"),
+        ("--quality oracle --w_facts 0", "weight"),
         ("--quality oracle --quality_file nowhere.csv", "nowhere.csv"),
         ("--quality oracle --decoupled_cv maybe", "maybe"),
     ],
 )
 def test_what_is_refused(bench, flags, words):
     assert words in bench.refused(flags)
+
+
+def test_a_quality_that_is_a_copy_of_a_part_is_named(bench):
+    bench("--quality oracle --combine weighted_sum")
+    assert "circular" in bench.capsys.readouterr().out
+    (bench.folder / "out.json").unlink()
+    (bench.folder / "out.png").unlink()
+    rows = rows_of()
+    for one in rows:
+        one["oracle"] = round(one["oracle"], 3)
+    bench("--quality oracle --combine weighted_sum", rows)
+    assert "circular" not in bench.capsys.readouterr().out
 
 
 def test_one_sample_a_prompt(bench):
