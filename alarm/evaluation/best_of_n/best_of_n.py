@@ -215,12 +215,18 @@ def with_enough(pool: Pool, n: int) -> Pool:
     return Pool(pool.samples.taken(keep), pool.quality[keep], counts)
 
 
+def questions_of(pool: Pool) -> list[str]:
+    """What each answer is asked, equal for the same question. -> B."""
+    keys = {query: question_key(query) for query in set(pool.samples.queries)}
+    return [keys[query] for query in pool.samples.queries]
+
+
 def split(pool: Pool, share: float, seed: int) -> tuple[Pool, Pool]:
     """The prompts that choose settings, and those that are reported. The same question is on one side.
 
     UserError if a side is empty.
     """
-    keys = [question_key(query) for query in pool.samples.queries]
+    keys = questions_of(pool)
     questions = sorted(set(keys))
     count = round(share * len(questions))
     if not 0 < count < len(questions):
@@ -235,8 +241,8 @@ def _sides(pool: Pool, dev: np.ndarray) -> tuple[Pool, Pool]:
 
 def without_reported(dev: Pool, reported: Pool) -> Pool:
     """`dev` without the questions that are reported. UserError if nothing is left."""
-    seen = {question_key(query) for query in reported.samples.queries}
-    shared = np.array([question_key(query) in seen for query in dev.samples.queries])
+    seen = set(questions_of(reported))
+    shared = np.array([key in seen for key in questions_of(dev)])
     if shared.all():
         raise UserError(f"{dev.samples.path} asks what is reported; choosing there would be tuning on it")
     counts = {"dev prompts left out, reported as well": len(np.unique(dev.samples.index[shared]))}
@@ -377,8 +383,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--dev_share and --dev_generations both say where settings are chosen; drop one of them")
     if args.dev_quality_file is not None and args.dev_generations is None:
         raise UserError("--dev_quality_file goes with --dev_generations; drop it")
-    names, lower = chosen_combiners(args), check_quality(args)
-    sign = -1 if lower else 1
+    names = chosen_combiners(args)
+    args.lower_is_better = check_quality(args)
+    sign = -1 if args.lower_is_better else 1
     paid = [aspect.name for aspect in task.aspects if any(getattr(args, aspect.flag))]
     lists = listed(args, task)
 
@@ -411,23 +418,20 @@ def main(argv: list[str] | None = None) -> None:
     settings = grid(task, names, lists, weights, scales, thresholds_of(args, dev_payer, scales))
 
     # 4. chosen on some prompts, reported on others
-    if dev is None:
-        choose(settings, None, sign)
-    try:
-        dev_curves = None if dev is None else measure(dev, dev_payer, settings, most, "dev prompts")
-        found = measure(pool, payer, settings, most, "reported prompts")
-        chosen = {name: i for name, i in choose(settings, dev_curves, sign).items() if np.isfinite(found.mean[i, -1])}
-        plain = _plain(*next(iter(scales.items())))
-        result = report(pool, payer, plain, settings, chosen, found, sign)
-    except ValueError as error:  # a combiner that cannot combine these
-        raise UserError(str(error)) from error
+    dev_curves = None if dev is None else measure(dev, dev_payer, settings, most, "dev prompts")
+    chosen = choose(settings, dev_curves, sign)
+    found = measure(pool, payer, settings, most, "reported prompts")
+    chosen = {name: i for name, i in chosen.items() if np.isfinite(found.mean[i, -1])}
+    plain = _plain(*next(iter(scales.items())))
+    result = report(pool, payer, plain, settings, chosen, found, sign)
     result |= described(args, pool, dev, chosen, found, scales)
     result["settings"] = settings_as_json(settings, found, dev_curves, result["settings"])
     from ...training.run import finite
     from .figure import draw, save
 
+    drawn = draw(result)
     write_json(target, finite(result))
-    save(draw(result), figure)
+    save(drawn, figure)
     say(result, settings)
     print(f"wrote {target} and {figure.name} in {time.perf_counter() - started:.0f} s")
     say_counts(pool.counts)
@@ -459,7 +463,7 @@ def described(
         "quality": args.quality,
         "quality_file": file_of(args.quality_file),
         "dev_quality_file": file_of(args.dev_quality_file),
-        "lower_is_better": check_quality(args),
+        "lower_is_better": args.lower_is_better,
         "dev_share": args.dev_share,
         "seed": args.seed,
         "prompts": len(pool.samples.sizes),
@@ -483,8 +487,9 @@ def settings_as_json(
     """Every setting: its flags, its quality at n = 1..N, and the first setting that ranks all answers alike."""
     keys = list(zip(found.keys, found.keys if dev_curves is None else dev_curves.keys, strict=True))
     first: dict[tuple, int] = {}
+    ranked = np.isfinite(found.mean[:, -1])
     return [
-        {"flags": setting.flags, "ranks_like": first.setdefault(keys[i], i)}
+        {"flags": setting.flags, "ranks_like": first.setdefault(keys[i], i) if ranked[i] else None}
         | {"dev": None if dev_curves is None else dev_curves.mean[i].tolist()}
         | numbers[i]
         for i, setting in enumerate(settings)
@@ -495,7 +500,7 @@ def say(result: dict, settings: list[Setting]) -> None:
     """Print what was chosen and how good it is."""
     most, prompts, chosen = result["n"][-1], result["prompts"], result["chosen_settings"]
     direction = "lower" if result["lower_is_better"] else "higher"
-    rankings = len({one["ranks_like"] for one in result["settings"]})
+    rankings = len({one["ranks_like"] for one in result["settings"]} - {None})
     print(f"{len(settings)} settings, which rank the answers in {rankings} ways")
     for baseline, scale in result["scales"].items():
         ends = f"mean {scale['mean']:.4g}, standard deviation {scale['std']:.4g}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...common.bootstrap import Resamples, intervals, resampled_means
 
+COLUMNS = 500  # whose draws are held at a time
 TIE = 1e-9  # rewards whose difference is below this share of the prompt's largest are equal: sums round
 
 
@@ -99,4 +100,6 @@ def kl_of_best(n: np.ndarray) -> np.ndarray:
 
 def mean_with_interval(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray]:
     """Means over prompts, and the 95% intervals of `resamples`. (P, C) -> (C,), (C, 2)."""
-    return values.mean(axis=0), intervals(resampled_means(values, resamples))
+    columns = range(0, values.shape[1], COLUMNS)
+    bounds = [intervals(resampled_means(values[:, start : start + COLUMNS], resamples)) for start in columns]
+    return values.mean(axis=0), np.concatenate(bounds)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ...types import Scores
 
-MOST = 100_000  # settings
+MOST = 20_000  # settings: more would fill the memory and say nothing
 # what a ranking by each built-in combiner depends on, besides the options of COMBINERS; a task's own: on all
 ASPECTS = ("weights", "shaping", "placement")
 PARTS = (*ASPECTS, "holistic_weight", "baseline")
