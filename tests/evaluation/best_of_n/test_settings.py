@@ -19,6 +19,7 @@ from alarm.evaluation.best_of_n.samples import Samples
 from alarm.evaluation.best_of_n.settings import PARTS, READS, Payer, Scale, grid, scale_of
 from alarm.recipe import PLACEMENTS, SHAPINGS, RewardRecipe
 from alarm.rewards import combine
+from alarm.training.main import parse_args
 from alarm.types import Measured, TokenScore
 
 TASK = Task("toy", prompt=str, aspects=[Aspect("facts", len, weight=1.0), Aspect("style", len)])
@@ -114,6 +115,26 @@ def test_the_grid_varies_what_is_read():
     (soft, *_) = (one for one in found if one.recipe.reward_type == "soft_gate")
     assert soft.flags["w_facts"] == 1.0 and "--gate_temperature 0.1" in soft.command
     assert "variance_cost" not in soft.flags
+
+
+@pytest.mark.parametrize("name", COMBINERS)
+def test_training_takes_the_flags_of_a_setting(name):
+    """What is printed, typed into train_ppo.py, is the recipe that ranked."""
+    lists = {"holistic_weight": [0.7], "shaping": ["centred"], "placement": ["mean_over_spans"]}
+    lists |= {"baseline": ["group"], "multipliers": [{}], "gate_temperature": [0.3], "variance_cost": [0.2]}
+    lists |= {"references": [{"holistic": 1.5, "facts": -0.5}], "failed_range": [0.1], "passed_range": [0.2]}
+    lists |= {"decoupled_cv": [True], "decoupled_conflict": [0.4]}
+    scales, thresholds = {"group": Scale(0.0, 1.0 / 3, "measured")}, {"group": [-1.0 / 7]}
+    (setting,) = grid(TASK, [name], lists, {"facts": [0.1], "style": [-2.0]}, scales, thresholds)
+    args = parse_args(TASK, "", ["--save_dir", "x", *setting.command.split()])
+    found, wanted = RewardRecipe.from_flags(args, TASK), setting.recipe
+    for what in READS[name]:
+        if what in Options.__dataclass_fields__:
+            assert getattr(found.options, what) == getattr(wanted.options, what), what
+        else:
+            assert getattr(found, what) == getattr(wanted, what), what
+    if "baseline" in READS[name]:
+        assert (found.holistic_mean, found.holistic_std) == (wanted.holistic_mean, wanted.holistic_std)
 
 
 def test_a_baseline_comes_with_its_scale():
