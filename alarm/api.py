@@ -38,6 +38,7 @@ PAY = ("last", "tokens")
 HOLISTIC, LENGTH = "holistic_reward", "response_length"
 # other keys of generations files and logs, which no metric may have
 RESERVED = ("query", "generation", "index", "total_reward", "reward", "gate_rate", "empty_rate", "aspect_paid")
+RESERVED += ("sample", "raw_holistic", "holistic_baseline", "aspects")
 RESERVED += (
     "holistic_paid",
     "response_paid",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .combiners import group_moments
 from .recipe import RewardRecipe
-from .types import Measured, Payment, Scores, TokenScore
+from .types import Measured, Payment, Scores, Shares, TokenScore
 
 TOO_SHORT_HOLISTIC = -10.0  # instead of the z-normalised holistic reward of a response without text
 Gather = Callable[[Tensor], tuple[Tensor, int]]  # rows of this process -> rows of all, and where these begin
@@ -81,6 +81,15 @@ def aspect_rewards(score: TokenScore, lengths: list[int], shaping: str, placemen
         else:
             row[:] = shaped.sum() / max(len(row), 1)
     return rewards
+
+
+def aspect_totals(values: list[Tensor], shaping: str, placement: str, best: float = 0.0) -> Tensor:
+    """The sums over tokens of `aspect_rewards`, in float64. values: B x (K_i,), of responses with tokens. -> (B,)."""
+    counts = torch.tensor([len(row) for row in values])
+    shaped = shape(torch.cat(values).double(), shaping, best)
+    rows = torch.repeat_interleave(torch.arange(len(values)), counts)
+    total = torch.zeros(len(values), dtype=torch.float64).index_add(0, rows, shaped)
+    return total / counts.clamp(min=1) if placement == "mean_over_spans" else total
 
 
 def shape(values: Tensor, shaping: str, best: float = 0.0) -> Tensor:
@@ -159,22 +168,42 @@ def pay(
     union, start = gather(table)
     counted, found = union[:, 2] == 1, None if groups is None else union[:, 3].long()
     scores = Scores(union[:, 0], union[:, 1], union[:, 4:], weights, tuple(aspects), counted, found)
-    shares = recipe.combiner(scores, recipe)
+    shares = decide(scores, recipe)
 
     # 2. the part of this process
     mine = slice(start, start + len(h))
-    share = shares.aspects if shares.aspects.dim() == 2 else shares.aspects[:, None].expand(-1, len(aspects))
-    share = share[mine].masked_fill(too_short[:, None], 0.0)
-    holistic_share = shares.holistic[mine].masked_fill(too_short, 1.0)
-    response = None if shares.response is None else shares.response[mine].masked_fill(too_short, 0.0)
+    share, holistic_share = shares.aspects[mine], shares.holistic[mine]
+    response = None if shares.response is None else shares.response[mine]
 
-    # 3. the rewards; what is left out must leave no trace, and 0 * NaN would be one
-    paid_holistic = torch.where(holistic_share == 0, 0.0, holistic_share * (recipe.holistic_weight * h))
-    paid_aspects = weigh_aspects(aspects, torch.where(share == 0, 0.0, share * weights), lengths)
+    # 3. the rewards
+    paid_holistic = _share_of(recipe.holistic_weight * h, holistic_share)
+    paid_aspects = weigh_aspects(aspects, _share_of(weights, share), lengths)
     last = paid_holistic if response is None else paid_holistic + response
     rewards = [row + _on_last_token(len(row), value) for row, value in zip(paid_aspects, last.tolist(), strict=True)]
     totals = scores.aspects[counted]
     return Payment(rewards, paid_aspects, paid_holistic, response, gate, h, share, holistic_share, totals)
+
+
+def decide(scores: Scores, recipe: RewardRecipe) -> Shares:
+    """What the combiner decides, aspects as (B, K). A response that is not counted gets w_h * h and nothing else."""
+    shares = recipe.combiner(scores, recipe)
+    share = shares.aspects if shares.aspects.dim() == 2 else shares.aspects[:, None].expand(-1, len(scores.names))
+    short = ~scores.counted
+    response = None if shares.response is None else shares.response.masked_fill(short, 0.0)
+    return Shares(share.masked_fill(short[:, None], 0.0), shares.holistic.masked_fill(short, 1.0), response)
+
+
+def total_rewards(scores: Scores, recipe: RewardRecipe) -> Tensor:
+    """What each response is paid in all, in float64. -> (B,). `pay` places the same sums on tokens."""
+    shares = decide(scores, recipe)
+    total = _share_of(recipe.holistic_weight * scores.h, shares.holistic)
+    total = total + _share_of(scores.weights * scores.aspects, shares.aspects).sum(1)
+    return total if shares.response is None else total + shares.response
+
+
+def _share_of(value: Tensor, share: Tensor) -> Tensor:
+    """share * value. What is left out must leave no trace, and 0 * NaN would be one."""
+    return torch.where(share == 0, 0.0, share * value)
 
 
 def _on_last_token(length: int, value: float) -> Tensor:

@@ -59,13 +59,22 @@ def resampled_shares(numerator: np.ndarray, denominator: np.ndarray, resamples: 
         return np.where(weights > 0, weights * shares, 0).sum(axis=1) / weights.sum(axis=1)
 
 
+def resampled_means(values: np.ndarray, resamples: Resamples) -> np.ndarray:
+    """The mean over the drawn prompts of C finite series. (N, C) -> (D, C)."""
+    mean = values.mean(axis=0)  # float32 is enough for what deviates from it
+    return mean + resamples.prompts @ (values - mean).astype(np.float32) / len(values)
+
+
 def interval(draws: np.ndarray) -> list[float] | None:
     """The central 95% of the draws that exist. (D,) -> [low, high], None if none does."""
     known = draws[np.isfinite(draws)]
-    if not len(known):
-        return None
+    return intervals(known[:, None])[0].tolist() if len(known) else None
+
+
+def intervals(draws: np.ndarray) -> np.ndarray:
+    """The central 95% of C series of finite draws. (D, C) -> (C, 2)."""
     tail = 50 * (1 - LEVEL)
-    return [float(bound) for bound in np.percentile(known, [tail, 100 - tail])]
+    return np.percentile(draws, [tail, 100 - tail], axis=0).T
 
 
 def share_interval(numerator: np.ndarray, denominator: np.ndarray, drawn: np.ndarray) -> list[float] | None:

@@ -27,7 +27,7 @@ _KINDS = {
 # names under which a list of rows is often found
 _WRAPPERS = ("data", "rows", "examples", "instances", "items", "records")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-_TYPES = {str: "text", list: "a list", dict: "an object"}
+_TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def is_finite_number(value: object) -> bool:
@@ -246,6 +246,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: str | Path, rows: list[dict]) -> None:
+    """Write `rows` as a JSON list with one row a line, whole or not at all."""
+    write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
 
 
 @contextmanager

@@ -31,7 +31,8 @@ def read_run(path: Path, task: Task, drop_duplicates: bool = False, need_text: b
         query = max(rows, key=lambda query: len(rows[query]))
         raise UserError(
             f"{path}: {len(run.queries) - len(rows)} rows repeat a query (most often {shorten(query)}, "
-            f"{len(rows[query])} times); remove them or give --drop_duplicates to keep the first of each"
+            f"{len(rows[query])} times), and a comparison takes one answer to each; remove them or give "
+            "--drop_duplicates to keep the first of each (of --num_samples: sample 0)"
         )
     return run.take([rows[query][0] for query in sorted(rows)])
 

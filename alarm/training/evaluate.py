@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from trl.generation import GREEDY, SAMPLING
 
 from ..common.console import say_counts, show
-from ..common.files import write_json
+from ..common.files import write_json, write_rows
 from ..rewards import RewardRecipe, combine
 from ..scoring import Scorer, measure, metrics_of
 from ..types import Measured, Rollout
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trl.models import PreTrainedModelWrapper
 
 NOT_PUBLISHED = ("index", "total_reward")
+NO_METRICS = ("sample", "holistic_baseline", "aspects")
 
 
 def evaluate(
@@ -45,30 +46,56 @@ def evaluate(
     batch_size: int,
     title: str,
     sampling_seed: int | None = None,
+    samples: int = 1,
 ) -> list[dict]:
     """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
 
     Each batch is the same, with the same random state if `sampling_seed` is given, whatever the number of processes,
     and so are the records. An answer here has no group: a combiner that compares the answers to a prompt is replaced
     (`recipe.alone`), and `recipe.level` takes the place of a group's mean.
+
+    samples: answers to each prompt. Several: records of one prompt stand together, each has a `sample` number and the
+    parts of its reward (`parts_of`).
     """
     records, alone = [], recipe.alone
+    prompts = [prompt for prompt in prompts for _ in range(samples)]
     with failing_together(accelerator):
         for batch, rollout, measured in answered(
             prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
         ):
+            level = measured
             if recipe.baseline == "group":
-                level = torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64)
-                measured = replace(measured, baseline=level)
-            payment = combine(measured, alone)
+                baseline = torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64)
+                level = replace(measured, baseline=baseline)
+            payment = combine(level, alone)
             metrics = metrics_of(measured, payment)
             for k, i in enumerate(batch):
-                record = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
+                record = {"index": i // samples} | ({"sample": i % samples} if samples > 1 else {})
+                record |= {"query": prompts[i].query, "generation": rollout.responses[k]}
                 record |= {name: values[k] for name, values in metrics.items()}
-                record["total_reward"] = payment.rewards[k].sum().item()
+                if samples > 1:
+                    record |= parts_of(measured, k)
+                else:
+                    record["total_reward"] = payment.rewards[k].sum().item()
                 records.append(record)
     records = gather_object(records)
-    return sorted(records, key=lambda record: (record["query"], record["index"]))
+    return sorted(records, key=lambda record: (record["query"], record["index"], record.get("sample", 0)))
+
+
+def parts_of(measured: Measured, k: int) -> dict:
+    """All that a reward of answer k is made of, before anything is shaped or weighed, for its record.
+
+    `raw_holistic`; `holistic_baseline`, if one was measured; for each aspect the `values` that are shaped one by one,
+    their `total`, and the `best` value of a unit.
+    """
+    found: dict = {"raw_holistic": measured.holistic[k].item()}
+    if measured.baseline is not None:
+        found["holistic_baseline"] = measured.baseline[k].item()
+    found["aspects"] = {
+        name: {"total": score.values[k].sum().item(), "values": score.values[k].tolist(), "best": score.best}
+        for name, score in measured.aspects.items()
+    }
+    return found
 
 
 def answered(
@@ -103,6 +130,7 @@ def run_test(
 ) -> None:
     """Answer and score `prompts`; write the records to the JSON file at args.save_dir, and show their means.
 
+    With --num_samples above 1 the file has a row a line, with the parts of each reward (`evaluate`).
     meta: generation settings -> what the file depends on, for its sidecar.
     """
     settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": args.max_generated_len}
@@ -118,17 +146,22 @@ def run_test(
         args.batch_size,
         title="test",
         sampling_seed=args.seed if args.test_do_sample else None,
+        samples=args.num_samples,
     )
     if accelerator.is_main_process:
+        several = args.num_samples > 1
         keys = {metric.name: metric.key for metric in scorer.task.metrics}
+        left_out = () if several else NOT_PUBLISHED
         published = [
-            {keys.get(name, name): value for name, value in record.items() if name not in NOT_PUBLISHED}
+            finite({keys.get(name, name): value for name, value in record.items() if name not in left_out})
             for record in records
         ]
         sidecar(args.save_dir).unlink(missing_ok=True)  # of a file that is replaced now
-        write_json(args.save_dir, [finite(record) for record in published])
+        (write_rows if several else write_json)(args.save_dir, published)
         write_json(sidecar(args.save_dir), meta(settings))
-        show(f"{args.policy_ckpt} on {len(records)} prompts", {"mean": means(records)})
+        each = f", {args.num_samples} samples of each" if several else ""
+        numbers = [{name: value for name, value in record.items() if name not in NO_METRICS} for record in records]
+        show(f"{args.policy_ckpt} on {len(prompts)} prompts{each}", {"mean": means(numbers)})
         empty = sum(not record["generation"].strip() for record in records)
         unscored = sum(None in finite(record).values() for record in records)
         print(f"wrote {args.save_dir} in {time.perf_counter() - started:.0f} s")

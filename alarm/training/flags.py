@@ -103,6 +103,13 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
 
     switch("test", "generate answers to the test file, score them and write them as JSON to --save_dir")
     switch("test_do_sample", "with --test: sample instead of greedy decoding")
+    add(
+        "num_samples",
+        "with --test --test_do_sample: answers to each prompt, written with all parts of their rewards, for "
+        "alarm.best_of_n; --batch_size then counts answers",
+        positive_int,
+        default=1,
+    )
     switch("test_on_train", "with --test: answer the train file instead of the test file")
     switch("overwrite", "with --test: replace the file at --save_dir if it exists")
     add(
@@ -364,6 +371,15 @@ def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
     for name in ("test_do_sample", "test_on_train", "overwrite"):
         if getattr(args, name) and not args.test:
             raise UserError(f"--{name} goes with --test; add --test or drop it")
+    if args.num_samples > 1 and not args.test:
+        raise UserError(
+            "--num_samples goes with --test (in training it is --samples_per_prompt); add --test or drop it"
+        )
+    if args.num_samples > 1 and not args.test_do_sample:
+        raise UserError(
+            f"--num_samples {args.num_samples} without --test_do_sample would write one greedy answer "
+            f"{args.num_samples} times; add --test_do_sample"
+        )
     if args.resume_anyway and not args.resume:
         raise UserError("--resume_anyway goes with --resume; add --resume or drop it")
     check_writable(args.save_dir, "--save_dir")

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from alarm.common.bootstrap import (
     Resamples,
     interval,
+    intervals,
     length_controlled,
     resample,
+    resampled_means,
     resampled_shares,
     share,
     share_interval,
@@ -25,6 +27,20 @@ def test_share_by_hand():
     verdicts = np.array([1.0, 1.0, 0.0, -1.0, np.nan])
     assert share(*win_terms(verdicts)) == pytest.approx(100 * 2 / 3)
     assert share(*ties_half_terms(verdicts)) == pytest.approx(100 * 2.5 / 4)
+
+
+def test_resampled_means_by_hand():
+    draws = Resamples(np.array([[2, 1, 0], [0, 0, 3]], dtype=np.float32), np.ones((2, 1)))
+    values = np.array([[1e6, 1.0], [1e6 + 3, 2.0], [1e6 + 6, 6.0]])
+    assert resampled_means(values, draws).tolist() == [
+        [pytest.approx(1e6 + 1, abs=1e-3), pytest.approx(4 / 3)],
+        [pytest.approx(1e6 + 6, abs=1e-3), pytest.approx(6)],
+    ]
+
+
+def test_intervals_are_those_of_each_series():
+    draws = np.random.default_rng(0).normal(size=(500, 3)) * [1, 10, 0]
+    assert intervals(draws).tolist() == [interval(series) for series in draws.T]
 
 
 def test_resampled_shares_by_hand():

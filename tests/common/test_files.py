@@ -17,6 +17,7 @@ from alarm.common.files import (
     require_texts,
     whole_folder,
     write_json,
+    write_rows,
     write_text,
 )
 
@@ -235,3 +236,11 @@ def test_user_errors_are_one_line_and_exit_code_2(capsys):
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: the file is gone; bring it back\n"
+
+
+def test_rows_are_written_one_a_line(tmp_path):
+    rows = [{"text": "a\nb \u2028 é"}, {"value": None}]
+    write_rows(tmp_path / "rows.json", rows)
+    text = (tmp_path / "rows.json").read_text(encoding="utf-8")
+    assert json.loads(text) == rows and len(text.rstrip("\n").split("\n")) == 4
+    assert read_rows(tmp_path / "rows.json") == rows
