@@ -48,7 +48,9 @@ def test_rows_come_from_the_named_files_or_from_the_task(tmp_path):
     with pytest.raises(UserError, match="--dev_file"):
         task.rows(args, ["train", "dev"])
     asked = []
-    own = Task("t", prompt=str, aspects=[], splits=lambda args, names: asked.append(names) or dict.fromkeys(names, []))
+    own = Task(
+        "t", prompt=str, aspects=[], splits=lambda args, names: asked.append(names) or {name: [] for name in names}
+    )
     assert own.rows(args, ["train", "dev"]) == {"train": [], "dev": []}
     assert asked == [["train", "dev"]]  # once, so that a data set is read once
 

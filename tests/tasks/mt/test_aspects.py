@@ -17,7 +17,7 @@ from alarm.common.errors import UserError
 from alarm.rewards import aspect_rewards
 from alarm.scoring import place
 from alarm.tasks.mt.aspects import EnglishConfidence, Grammar, covered, readability_grade
-from alarm.tasks.mt.data import load_rows, split_source, prompt
+from alarm.tasks.mt.data import load_rows, prompt, split_source
 from alarm.tasks.mt.grammar import Match
 from alarm.tasks.mt.spec import GRAMMAR, TASK
 from alarm.tasks.spans import token_offsets
