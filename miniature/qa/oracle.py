@@ -81,7 +81,7 @@ class _Reader:
         return (self.tokens[i], i + 1) if i < len(self.tokens) and self.tokens[i] in _VALUES[kind] else None
 
     def clause(self, front: Entity, i: int) -> tuple[Fact, int] | None:
-        """What is said from token i on, behind `front` -> the fact and the token behind it. The longest reading wins."""
+        """What is said behind `front` from token i on -> the fact, the token behind it. The longest reading wins."""
         best = None
         for relation, form, role, rest in _FORMS.get((front.kind, self.lower[i] if i < len(self.lower) else ""), ()):
             at, other = i, None
@@ -189,7 +189,7 @@ def judge(answer: str, facts: list[Fact], asks: list[Ask]) -> Quality:
             continue
         fact = unit.fact
         holds = fact.key in true
-        about = tuple(part for part in asks if part.answered_by(fact) or not holds and _is_swapped(part, fact))
+        about = tuple(part for part in asks if part.answered_by(fact) or (not holds and _is_swapped(part, fact)))
         falsehood = None if holds else WRONG if any(_is_near(fact, known) for known in facts) else UNVERIFIABLE
         irrelevance = IRRELEVANT if not about else REDUNDANT if fact.key in seen else None
         judged.append(Judged(unit, irrelevance, falsehood, about))

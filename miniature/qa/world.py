@@ -1,14 +1,15 @@
 """An invented encyclopedia: people, towns, rivers and instruments, typed facts about them, and the words for the facts.
 
-An article is made from a seed and a number. Names are made of two words. The pairs of words are dealt out to the splits,
-so train, dev and test share no name and no fact, while every word occurs in all of them. As in a real encyclopedia a
-name can belong to two articles: what is true of a question stands in its own passages.
+An article is made from a seed and a number. Names are made of two words. The pairs of words are dealt out to the
+splits, so train, dev and test share no name and no fact, while every word occurs in all of them. As in a real
+encyclopedia a name can belong to two articles: what is true of a question stands in its own passages.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -39,7 +40,7 @@ PERSON = tuple(itertools.product((*SHE, *HE), FAMILY))
 NAMES = {"person": PERSON, "town": TOWN, "river": RIVER, "instrument": INSTRUMENT}
 
 VALUES = {
-    "year": [str(year) for year in range(1701, 1781, 4)],
+    "year": tuple(str(year) for year in range(1701, 1781, 4)),
     "trade": "weaver baker smith miller tanner potter carpenter glazier shepherd printer mason clockmaker".split(),
     "goods": "glass cheese rope paper salt wool pottery honey leather soap candles lace".split(),
     "building": "mill castle school market theatre harbour library prison mint tower".split(),
@@ -74,6 +75,7 @@ class Entity:
 
 
 Object = Entity | str | None
+Pool = dict[str, tuple[Entity, ...]]  # kind -> entities
 
 
 # --- relations --------------------------------------------------------------------------------------------------------
@@ -83,8 +85,8 @@ Object = Entity | str | None
 class Form:
     """A way to say a fact: the words of a clause, with S and O where subject and object stand. One stands in front.
 
-    A clause has five words or more, even with a pronoun in front: it is then a sub-sentence of its own, and can be marked
-    as an error (`alarm.tasks.qa.feedback` drops shorter spans).
+    A clause has five words or more, even with a pronoun in front: it is then a sub-sentence of its own, and can be
+    marked as an error (`alarm.tasks.qa.feedback` drops shorter spans).
     """
 
     text: str
@@ -271,14 +273,14 @@ class Ask:
             return False
         if relation.polar:
             return fact.subject == self.focus and fact.object == self.polar
-        return fact.role(self.role) == self.focus or relation.symmetric and self.focus in (fact.subject, fact.object)
+        return fact.role(self.role) == self.focus or (relation.symmetric and self.focus in (fact.subject, fact.object))
 
 
 # --- articles ---------------------------------------------------------------------------------------------------------
 
 
 @cache
-def names(split: str, seed: int = 0) -> dict[str, tuple[Entity, ...]]:
+def names(split: str, seed: int = 0) -> Pool:
     """Kind -> the entities of a split. The names of two splits differ in at least one word."""
     found = {}
     for kind, every in NAMES.items():
@@ -302,24 +304,25 @@ class Article:
         return "S" if fact.subject == self.entity else "O"
 
 
-def make_article(entity: Entity, count: int, pool: dict[str, tuple[Entity, ...]], rng: random.Random) -> Article:
-    """An article with `count` facts, in random order."""
-    kind = entity.kind
-    relations = [relation for relation in RELATIONS.values() if relation.subject == kind]
+def make_article(entity: Entity, count: int, pool: Pool, rng: random.Random, without: tuple = ()) -> Article:
+    """An article with `count` facts, in random order, none of which names one of `without`."""
+    relations = [relation for relation in RELATIONS.values() if relation.subject == entity.kind]
     facts = []
     for relation in rng.sample(relations, count):
-        other = draw_object(relation.object, pool, rng, without=(entity,))
+        other = draw(values_of(relation.object, pool), rng, (entity, *without)) if relation.object else None
         swapped = "O" in relation.asks and rng.random() < 0.5
         subject, object = (other, entity) if swapped else (entity, other)
         facts.append(Fact(relation.name, subject, object, holds=not relation.polar or rng.random() < 0.5))
     return Article(entity, tuple(facts))
 
 
-def draw_object(kind: str, pool: dict[str, tuple[Entity, ...]], rng: random.Random, without: tuple = ()) -> Object:
-    """An entity or a value of this kind that is none of `without`. None for a property."""
-    if not kind:
-        return None
-    options = pool[kind] if kind in pool else VALUES[kind]
+def values_of(kind: str, pool: Pool) -> tuple[Entity | str, ...]:
+    """The entities of a kind, or the words of a list of VALUES."""
+    return pool[kind] if kind in pool else VALUES[kind]
+
+
+def draw(options: Sequence, rng: random.Random, without: tuple = ()) -> Entity | str:
+    """One of the options that is none of `without`."""
     while (found := rng.choice(options)) in without:
         pass
     return found

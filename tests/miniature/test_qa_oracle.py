@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from miniature.qa import oracle
 from miniature.qa.world import (
     RELATIONS,
@@ -16,11 +17,12 @@ from miniature.qa.world import (
     Fact,
     ask,
     capital,
-    draw_object,
+    draw,
     forms_of,
     make_article,
     names,
     say,
+    values_of,
     vocabulary,
 )
 
@@ -203,17 +205,17 @@ def test_another_object_is_another_fact(seed):
         for fact in facts
         for polar in [RELATIONS[fact.relation].polar]
     ]
-    said = [fact if RELATIONS[fact.relation].polar else fact for fact in facts]
+    said = list(facts)
     changed = rng.randrange(len(said))
     fact = said[changed]
     relation = RELATIONS[fact.relation]
     if relation.polar:
         wrong = fact.opposite
     elif fact.subject == entity:
-        other = draw_object(relation.object, pool, rng, without=(entity, fact.object))
+        other = draw(values_of(relation.object, pool), rng, (entity, fact.object))
         wrong = Fact(fact.relation, entity, other)
     else:
-        other = draw_object(relation.subject, pool, rng, without=(entity, fact.subject))
+        other = draw(values_of(relation.subject, pool), rng, (entity, fact.subject))
         wrong = Fact(fact.relation, other, entity)
     right = ". ".join(say(one, rng.choice(forms_of(one))) for one in said)
     said[changed] = wrong
