@@ -18,7 +18,7 @@ from alarm.common.flags import parser, positive_int, seed_value
 WORLDS = ("qa", "mt")
 # marks that follow a word without a space
 MARKS = frozenset(".,:;?!")
-HEAD = 32  # size of an attention head
+HEAD = 16  # size of an attention head
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -39,8 +39,8 @@ from miniature.qa.world import (
     values_of,
 )
 
-FACTS_OF_FOCUS, FACTS_OF_OTHER = 5, 3
-PARTS = (2, 3, 3, 4)  # of a question, drawn with equal chances
+FACTS_OF_FOCUS, FACTS_OF_OTHER = 4, 2
+PARTS = (2, 2, 3)  # of a question, drawn with equal chances
 SAME_KIND = 0.4  # share of the second articles that are about the same kind of thing as the first
 
 MEASURED = 1000  # noisy references whose true quality is printed
@@ -138,7 +138,7 @@ class Noise:
     copies: float = 0.0  # of answers: the sentences of a passage
 
 
-NOISE = Noise(false=0.25, missing=0.35, irrelevant=0.5, repeated=0.15)
+NOISE = Noise(false=0.12, missing=0.3, irrelevant=0.45, repeated=0.15)
 # of the four answers of a feedback row: all errors that a policy may come to make
 FEEDBACK_NOISE = Noise(false=0.3, missing=0.35, irrelevant=0.4, repeated=0.2, broken=0.15, loops=0.1, copies=0.05)
 

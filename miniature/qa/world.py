@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 SPLITS = ("train", "dev", "test")
-SHARES = (0.7, 0.15, 0.15)  # of the names of each type
+SHARES = (0.8, 0.1, 0.1)  # of the names of each type
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
@@ -25,16 +25,17 @@ FAMILY = (
     "Ostrey Pelling Quast Rendal Sarkin Tolbert Ulmer Varley Wexman Zander"
 ).split()
 TOWN = tuple(itertools.product(
-    "Old New Upper Lower High Little Great Saint".split(),
-    "Arden Brask Colm Durren Eskby Fold Garth Hask Inver Jarl Kelm Lorne Marrow Norby Orrin Pell".split(),
+    "Old New Upper Lower High Little Great Saint East West North South".split(),
+    "Arden Brask Colm Durren Eskby Fold Garth Hask Inver Jarl Kelm Lorne Marrow Norby Orrin Pell Rusk Stave Thorn "
+    "Ulva".split(),
 ))  # fmt: skip
 RIVER = tuple(itertools.product(
-    "Grey White Black Green Red Silver Cold".split(),
-    "Isk Ovra Tamm Lenn Murg Sorne Yarrel Wend Dravel Ebra Quell Tisk".split(),
+    "Grey White Black Green Red Silver Cold Blue Brown Golden Dark Clear".split(),
+    "Isk Ovra Tamm Lenn Murg Sorne Yarrel Wend Dravel Ebra Quell Tisk Aller Bode Ceph Drin".split(),
 ))  # fmt: skip
 INSTRUMENT = tuple(itertools.product(
-    "long short bent broad narrow double".split(),
-    "lute horn fiddle harp pipe drum zither flute organ cymbal".split(),
+    "long short bent broad narrow double small round flat crooked heavy light".split(),
+    "lute horn fiddle harp pipe drum zither flute organ cymbal viol lyre gong bell".split(),
 ))  # fmt: skip
 PERSON = tuple(itertools.product((*SHE, *HE), FAMILY))
 NAMES = {"person": PERSON, "town": TOWN, "river": RIVER, "instrument": INSTRUMENT}
