@@ -19,6 +19,7 @@ WORLDS = ("qa", "mt")
 # marks that follow a word without a space
 MARKS = frozenset(".,:;?!")
 HEAD = 16  # size of an attention head
+WINDOW = 32  # of a Longformer's layers that read a clause: so many tokens, half of them on each side
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,8 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--policy_size", type=positive_int, default=128, help=f"hidden size of T5, a multiple of {HEAD}")
     add("--policy_layers", type=positive_int, default=2, help="layers of its encoder, and of its decoder")
     add("--reward_size", type=positive_int, default=64, help=f"hidden size of the reward models, a multiple of {HEAD}")
-    add("--reward_layers", type=positive_int, default=2, help="layers of the reward models")
-    add("--positions", type=positive_int, default=320, help="longest input of the reward models, in tokens")
+    add("--reward_layers", type=positive_int, default=3, help="layers of the reward models")
+    add("--positions", type=positive_int, default=256, help="longest input of the reward models, in tokens")
     add("--seed", type=seed_value, default=0, help="seed of the random weights")
     return flags.parse_args(argv)
 
@@ -89,7 +90,11 @@ def make_policy(words: list[str], size: int, layers: int):
 
 
 def make_longformer(words: list[str], size: int, layers: int, positions: int):
-    """A Longformer with random weights whose windows reach over whole inputs, and its tokenizer."""
+    """A Longformer with random weights, and its tokenizer.
+
+    The windows of its first and last layer are small, so that a token learns to read its clause and a separator its
+    unit; between them a layer reads whole inputs, where an answer is compared with the passages.
+    """
     from transformers import LongformerConfig, LongformerModel
 
     tokenizer = reader_tokenizer(words, positions, both_ends=True)
@@ -99,7 +104,7 @@ def make_longformer(words: list[str], size: int, layers: int, positions: int):
         intermediate_size=2 * size,
         num_hidden_layers=layers,
         num_attention_heads=size // HEAD,
-        attention_window=2 * positions,
+        attention_window=[WINDOW, *[2 * positions] * (layers - 2), WINDOW] if layers > 2 else 2 * positions,
         # RoBERTa counts positions from pad_token_id + 1
         max_position_embeddings=positions + 2,
         type_vocab_size=1,
