@@ -45,11 +45,11 @@ def policy_tokenizer(words: list[str]):
 
 
 def reader_tokenizer(words: list[str], positions: int, both_ends: bool):
-    """Words and marks: <s>=0, <pad>=1, </s>=2, <unk>=3. both_ends: a text gets <s> and </s>, else <s> alone."""
+    """<s>=0, <pad>=1, </s>=2, <unk>=3, words, <mask>. both_ends: a text gets <s> and </s>, else <s> alone."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {word: number for number, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", *words))}
+    vocab = {word: number for number, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", *words, "<mask>"))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -63,6 +63,7 @@ def reader_tokenizer(words: list[str], positions: int, both_ends: bool):
         cls_token="<s>",
         unk_token="<unk>",
         pad_token="<pad>",
+        mask_token="<mask>",
         model_max_length=positions,
     )
 
@@ -119,8 +120,8 @@ def make_longformer(words: list[str], size: int, layers: int, positions: int):
 
 
 def make_llama(words: list[str], size: int, layers: int, positions: int):
-    """A Llama with random weights, and its tokenizer."""
-    from transformers import LlamaConfig, LlamaModel
+    """A Llama with random weights that can be pretrained as a language model, and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = reader_tokenizer(words, positions, both_ends=False)
     config = LlamaConfig(
@@ -135,7 +136,7 @@ def make_llama(words: list[str], size: int, layers: int, positions: int):
         pad_token_id=1,
         eos_token_id=2,
     )
-    return LlamaModel(config), tokenizer
+    return LlamaForCausalLM(config), tokenizer
 
 
 @report_user_errors
