@@ -19,6 +19,7 @@ WORLDS = ("qa", "mt")
 # marks that follow a word without a space
 MARKS = frozenset(".,:;?!")
 HEAD = 16  # size of an attention head
+# initial weights have deviation size**-0.5: with the usual 0.02 attention of this size stays flat for long
 WINDOW = 32  # of a Longformer's layers that read a clause: so many tokens, half of them on each side
 
 
@@ -91,12 +92,12 @@ def make_policy(words: list[str], size: int, layers: int):
 
 
 def make_longformer(words: list[str], size: int, layers: int, positions: int):
-    """A Longformer with random weights, and its tokenizer.
+    """A Longformer with random weights that can be pretrained with masked words, and its tokenizer.
 
     The windows of its first and last layer are small, so that a token learns to read its clause and a separator its
     unit; between them a layer reads whole inputs, where an answer is compared with the passages.
     """
-    from transformers import LongformerConfig, LongformerModel
+    from transformers import LongformerConfig, LongformerForMaskedLM
 
     tokenizer = reader_tokenizer(words, positions, both_ends=True)
     config = LongformerConfig(
@@ -109,6 +110,7 @@ def make_longformer(words: list[str], size: int, layers: int, positions: int):
         # RoBERTa counts positions from pad_token_id + 1
         max_position_embeddings=positions + 2,
         type_vocab_size=1,
+        initializer_range=size**-0.5,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         bos_token_id=0,
@@ -116,7 +118,7 @@ def make_longformer(words: list[str], size: int, layers: int, positions: int):
         eos_token_id=2,
         sep_token_id=2,
     )
-    return LongformerModel(config), tokenizer
+    return LongformerForMaskedLM(config), tokenizer
 
 
 def make_llama(words: list[str], size: int, layers: int, positions: int):
@@ -132,6 +134,7 @@ def make_llama(words: list[str], size: int, layers: int, positions: int):
         num_attention_heads=size // HEAD,
         num_key_value_heads=size // HEAD,
         max_position_embeddings=positions,
+        initializer_range=size**-0.5,
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 
     set_seed(args.seed)
     tokenizer = load_tokenizer(args.model_path, "the model", add_prefix_space=True)
-    model = use_packed_attention(load_start(AutoModelForMaskedLM, args.model_path, new_head=True))
+    model = use_packed_attention(load_start(AutoModelForMaskedLM, args.model_path))
     items = {split: encode_rows(tokenizer, found) for split, found in rows.items()}
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.masked)
     fit(model, tokenizer, items["train"], items["dev"], mask, args, masked_loss, keep_last=True)
