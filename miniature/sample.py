@@ -16,6 +16,7 @@ from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_writable, read_rows, require_fields, write_text
 from alarm.common.flags import add_policy_flags, parser, positive_int, seed_value
 from alarm.tasks.find import add_task_flag, task_of
+from alarm.training.flags import resolve_policy
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags = parser(__doc__.split("\n\n")[0])
     add = flags.add_argument
     add_task_flag(flags)
-    add("--policy_ckpt", required=True, help="policy that answers: a folder or a hub name")
+    add("--policy_ckpt", required=True, help="policy that answers: a folder, a run's --save_dir or a hub name")
     add("--prompts", required=True, help="rows of the task (JSON list or JSON lines)")
     add("--limit", type=positive_int, help="take the first rows of the file only")
     add("--samples", type=positive_int, default=4, help="answers to each prompt")
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     if Path(args.save_path).exists():
         raise UserError(f"--save_path {args.save_path} exists; give the path of a new file")
     rows = task.load(args.prompts)[: args.limit]
+
+    args.policy_ckpt = resolve_policy(args.policy_ckpt)
 
     import torch
 
