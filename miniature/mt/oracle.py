@@ -397,6 +397,10 @@ def _errors(meaning: Meaning, reading: Reading) -> float:
         if group in whole and (group not in present or (group == "time" and says_a_time)):
             continue  # nor is anything wrong with one that names no time or place
         errors += 0.5 if token.role == "comma" else 1.0
+    # words that are no other meaning but wrong: `behind three station`, `do aren't see`, `men which see`
+    for token, at in zip(reading.tokens, reading.at, strict=True):
+        if at is not None and (token.role == "place.det" or _kind(token.role) in ("aux", "link")):
+            errors += _substitution(_costs(token), reading.words[at], LEXICON.get(reading.words[at], ())) == SAME_KIND
     # 2. articles before the answer's own words
     for word, after in zip(reading.words, reading.words[1:], strict=False):
         if word in ("a", "an") and after[:1].isalpha() and article(after) != word:
