@@ -1,50 +1,46 @@
-"""How rewards are compared with the truth: numbers by hand."""
+"""Agreement of a reward with the truth, on numbers that are worked out by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from miniature.agreement import agreement, correlation, ordered_alike, partial_correlation
+from miniature.agreement import agreement, correlations, length_effect, ranks, within
 
 
-def test_pairs_of_one_prompt_by_hand():
-    truth = np.array([[0.0, 0.5, 1.0], [0.2, 0.2, 0.9]])
-    reward = np.array([[1.0, 3.0, 2.0], [5.0, 7.0, 7.0]])
-    right, pairs = ordered_alike(reward, truth)
-    # prompt 1: (0, 1) right, (0, 2) right, (1, 2) wrong; prompt 2: (0, 1) is no pair, (0, 2) right, (1, 2) a tie
-    assert right.tolist() == [2.0, 1.5]
-    assert pairs.tolist() == [3, 2]
+def test_within_counts_ties_half_and_leaves_out_equal_quality():
+    quality = np.array([[0.1, 0.5, 0.5], [0.2, 0.4, 0.9]])
+    reward = np.array([[1.0, 2.0, 0.0], [3.0, 3.0, 4.0]])
+    right, pairs = within(reward, quality)
+    assert pairs.tolist() == [2, 3]  # two of the first three answers are equal
+    assert right.tolist() == [1.0, 2.5]
 
 
-def test_statistics_of_the_truth_itself_and_of_its_opposite():
-    truth = np.random.default_rng(0).random((40, 4))
-    length = np.random.default_rng(1).random((40, 4))
-    same, opposite = agreement(3 * truth - 1, truth, length), agreement(-truth, truth, length)
-    assert (same["within"], same["pooled"], same["between"]) == pytest.approx((1, 1, 1))
-    assert (opposite["within"], opposite["pooled"], opposite["between"]) == pytest.approx((0, -1, -1))
-    assert same["pairs"] == 40 * 6
-    assert same["within_interval"] == [1, 1]
+def test_ranks_of_equal_values_are_their_mean():
+    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
 
 
-def test_a_level_for_each_prompt_changes_between_and_not_within():
+def test_correlation_under_weights_is_that_of_the_repeated_rows():
+    x, y = np.array([1.0, 2.0, 4.0, 3.0]), np.array([2.0, 1.0, 5.0, 3.0])
+    weights = np.array([[1.0, 1, 1, 1], [2, 0, 1, 1]])
+    repeated = [0, 0, 2, 3]
+    expected = [np.corrcoef(x, y)[0, 1], np.corrcoef(x[repeated], y[repeated])[0, 1]]
+    assert correlations(x, y, weights) == pytest.approx(expected)
+
+
+def test_a_level_for_each_prompt_leaves_within_and_takes_across():
     rng = np.random.default_rng(0)
-    truth = rng.random((200, 4))
-    shifted = agreement(truth + 10 * rng.random((200, 1)), truth, np.ones((200, 4)))
-    assert shifted["within"] == 1
-    assert abs(shifted["between"]) < 0.3
+    quality = rng.random((400, 4))
+    lengths = rng.integers(5, 15, (400, 4))
+    found = agreement(quality + 100 * rng.random((400, 1)), quality, lengths)
+    assert found["within"] == 1
+    assert abs(found["across"]) < 0.2
+    assert abs(found["length"]) < 0.01
 
 
-def test_length_beside_the_truth():
-    rng = np.random.default_rng(0)
-    truth, length = rng.random((300, 4)), rng.random((300, 4))
-    biased, fair = agreement(truth + length, truth, length), agreement(truth + rng.random((300, 4)), truth, length)
-    assert biased["length"] > 0.9
-    assert abs(fair["length"]) < 0.1
-
-
-def test_correlations_by_hand():
-    x, y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, 1.0])
-    assert correlation(x, y) == pytest.approx(2 / np.sqrt(20))
-    assert np.isnan(correlation(x, np.ones(4)))
-    assert partial_correlation(x, y, np.array([1.0, -1.0, -1.0, 1.0])) == pytest.approx(correlation(x, y))  # unrelated
+def test_length_effect_is_in_deviations_of_the_reward():
+    rng = np.random.default_rng(1)
+    quality, lengths = rng.random((200, 4)), rng.integers(5, 15, (200, 4)).astype(float)
+    reward = 2 * quality + 0.3 * lengths + rng.random((200, 1))
+    assert length_effect(reward, quality, lengths) == pytest.approx(0.3 / reward.std())
+    assert length_effect(np.ones((200, 4)), quality, lengths) is None
