@@ -5,7 +5,6 @@
 `oracle` and its parts are columns of every file, so that a run can be judged by the truth. Nothing is paid for them.
 """
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,6 @@ if str(ROOT) not in sys.path:  # a script of another folder reads this file
     sys.path.append(str(ROOT))
 
 from miniature.qa.oracle import judge_row  # noqa: E402
-
-WORK = Path(os.path.relpath(ROOT / "miniature" / "work" / "qa"))
 
 
 def held_out(part):
@@ -41,4 +38,13 @@ ORACLE = [
     }.items()
 ]
 
-TASK = replace(QA, name="miniature_qa", aspects=[*QA.aspects, *ORACLE])
+# prompts have up to about 100 words, correct answers up to 40
+TASK = replace(
+    QA,
+    name="miniature_qa",
+    aspects=[*QA.aspects, *ORACLE],
+    max_input_len=128,
+    max_generated_len=64,
+    columns=(),
+    paper={},
+)

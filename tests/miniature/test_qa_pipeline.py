@@ -85,4 +85,4 @@ def test_from_nothing_to_ppo(tmp_path, capsys, fresh_accelerate):
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("oracle" in row.get("dev", {}) for row in log)
     # nothing is paid for the truth
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["args"]["w_oracle"] == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["w_oracle"] == 0
