@@ -140,6 +140,15 @@ def token_losses(logits: Tensor, labels: Tensor, class_weights: list[float] | No
     return Losses((found * weights).sum(dim=1), weights.sum(dim=1))
 
 
+def item_length(item: dict) -> int:
+    """Tokens of an item, by which batches are grouped: of the longer text of a pair, whichever that is.
+
+    Batches come longest first. Grouped by the chosen texts, the rejected ones beside them would be shorter in the first
+    batches and longer in the last: a model that follows this has a low training loss and has learnt nothing.
+    """
+    return max(len(item["input_ids"]), len(item.get("rejected_ids", ())))
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One line of the table at the end of a run."""
@@ -182,7 +191,7 @@ def fit(
 ) -> dict:
     """Train `model` in place and write `args.save_dir` whole, with the epoch of least loss on `evaluation`.
 
-    Items are dicts with at least `input_ids` (a list, by whose length batches are grouped). `loss(model, batch)` gives
+    Items are dicts with at least `input_ids` (a list); batches are grouped by `item_length`. `loss(model, batch)` gives
     what each item adds. A training step takes the mean over the batches of all processes. The losses shown are means
     over the whole data, so they do not depend on the batches; they choose the epoch. keep_last: write the last epoch
     instead. `finish(model, folder)` measures the kept weights and may add files to the folder that becomes
@@ -191,6 +200,7 @@ def fit(
     """
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_pt_utils import LengthGroupedSampler
 
     save_dir = Path(args.save_dir)
     work = save_dir.with_name(f".{save_dir.name}.training")
@@ -201,6 +211,9 @@ def fit(
 
     class SupervisedTrainer(Trainer):
         trained: Tensor | float = 0.0  # (2,) float64: sum and weight of this process's losses since the last log
+
+        def _get_train_sampler(self, train_dataset=None):
+            return LengthGroupedSampler(self.args.train_batch_size, lengths=[item_length(item) for item in train])
 
         def compute_loss(self, model, inputs, **_):
             """The mean over the union of all processes' batches, once DDP has averaged the gradients."""

@@ -216,3 +216,49 @@ def test_the_loss_of_a_preference_model_is_the_pair_mean(feedback, tmp_path, fre
     )
     expected = torch.log1p((rejected - chosen).exp()).mean().item()
     assert found == pytest.approx([expected] * 3, abs=1e-5)
+
+
+def test_which_side_of_a_pair_is_chosen_has_no_part_in_the_batches(tmp_path, fresh_accelerate):
+    """Batches grouped by one side tell the model which side that is, and its training loss falls on pairs of noise."""
+    from argparse import Namespace
+
+    from transformers import AutoTokenizer
+
+    from alarm.learning.fit import Losses, fit
+
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    draw = torch.Generator().manual_seed(0)
+    pairs = [torch.randint(1, 60, (2,), generator=draw).tolist() for _ in range(200)]
+
+    def batches(name: str, sides: tuple[int, int]) -> list[list[int]]:
+        seen = []
+
+        def loss(model, batch):
+            seen.append(batch["number"].tolist())
+            sums = model.weight * torch.ones(len(batch["number"]))
+            return Losses(sums, torch.ones(len(sums)))
+
+        items = [
+            {"input_ids": [1] * pair[sides[0]], "rejected_ids": [1] * pair[sides[1]], "number": number}
+            for number, pair in enumerate(pairs)
+        ]
+        args = Namespace(
+            save_dir=tmp_path / name, num_epochs=1, max_steps=None, batch_size=4, lr=1e-3, seed=0, dtype="float32",
+            report_to="none",
+        )  # fmt: skip
+        fit(
+            Scale(), AutoTokenizer.from_pretrained(T5), items, items[:4],
+            lambda rows: {"number": torch.tensor([row["number"] for row in rows])}, args, loss,
+        )  # fmt: skip
+        forget_accelerate()
+        return seen
+
+    first = batches("first", (0, 1))
+    assert batches("second", (1, 0))[:50] == first[:50]  # behind them: the evaluation
+    # grouped all the same: the longer sides of a batch are alike
+    ranges = [max(longer) - min(longer) for batch in first[:50] for longer in [[max(pairs[n]) for n in batch]]]
+    assert sum(ranges) / len(ranges) < 10

@@ -1,0 +1,1 @@
+"""Long-form QA over an invented encyclopedia."""
