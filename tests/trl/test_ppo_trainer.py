@@ -113,7 +113,16 @@ def observed(tmp_path):
 
     trainer.policy.register_forward_pre_hook(note_rows, with_kwargs=True)
 
-    def observe(query_lengths, rewards, side):
+    def forward(logits_to_keep, input_ids, **_):
+        logits = torch.zeros(len(input_ids), logits_to_keep, 16)
+        return logits, None, logits[..., 0]
+
+    def observe(query_lengths, rewards, side, real):
+        trainer.policy.__dict__.pop("forward", None)
+        trainer.__dict__.pop("reference_logits", None)
+        if not real:  # the same numbers without the time of the model
+            trainer.policy.forward = forward
+            trainer.reference_logits = lambda inputs: forward(**inputs)[0]
         trainer.config.batch_size = trainer.config.mini_batch_size = len(rewards)
         trainer.config.gradient_accumulation_steps = 1
         trainer.policy.query_padding = side  # of the query rows, beside the tokenizer's own
@@ -137,13 +146,14 @@ def ragged_batches(draw):
     return query_lengths, rewards, draw(st.sampled_from(["left", "right"]))
 
 
-def test_returns_of_ragged_batches(observed):
-    @settings(max_examples=1000, deadline=None, database=None)
+@pytest.mark.parametrize(("real", "examples"), [(False, 1000), (True, 30)], ids=["no model", "through the model"])
+def test_returns_of_ragged_batches(observed, real, examples):
+    @settings(max_examples=examples, deadline=None, database=None)
     @given(batch=ragged_batches())
     def check(batch):
         _, rewards, _ = batch
         expected = {row: [sum(r[t:]) for t in range(len(r))] for row, r in enumerate(rewards)}
-        assert observed(*batch) == expected
+        assert observed(*batch, real) == expected
 
     check()
 
