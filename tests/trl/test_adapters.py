@@ -282,10 +282,10 @@ def test_a_trained_adapter_is_its_own_reference_also_after_a_resume(kind, adapte
     trains = trainable(policy)
     trainer = make_trainer(policy)
     assert abs(trainer.step(*batch())["objective/kl"]) < 1e-5
-    inputs, _ = trainer._model_inputs(*batch(2)[:2])
+    inputs = trainer.prepare_model_inputs(*batch(2)[:2])
     with torch.no_grad():
         start = as_given(**inputs)[0]
-        torch.testing.assert_close(trainer._reference_logits(inputs), start, atol=1e-5, rtol=0)
+        torch.testing.assert_close(trainer.reference_logits(inputs), start, atol=1e-5, rtol=0)
         assert (trainer.policy(**inputs)[0] - start).abs().max() > 1e-4
     # looking at the reference left the policy's weights in place, and trainable
     assert {name: parameter.data_ptr() for name, parameter in trainer.policy.named_parameters()} == ours
@@ -316,12 +316,12 @@ def test_the_reference_of_a_classic_peft_model_is_its_start(name, fresh, request
             if "lora_B" in parameter_name:
                 parameter.data.zero_()
     trainer = make_trainer(kind.wrap(adapted))
-    inputs, _ = trainer._model_inputs(*batch(3)[:2])
+    inputs = trainer.prepare_model_inputs(*batch(3)[:2])
     with torch.no_grad():
         start = trainer.policy(**inputs)[0]
     assert abs(trainer.step(*batch())["objective/kl"]) < 1e-5
     with torch.no_grad():
-        assert torch.equal(trainer._reference_logits(inputs), start)
+        assert torch.equal(trainer.reference_logits(inputs), start)
         assert (trainer.policy(**inputs)[0] - start).abs().max() > 1e-4
 
 

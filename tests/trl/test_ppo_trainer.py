@@ -75,7 +75,8 @@ def test_a_response_ends_with_its_first_end_token(tiny_t5):
 def test_sampling_is_from_the_whole_vocabulary(tiny_t5):
     trainer = make_trainer(tiny_t5)
     query = [torch.tensor([5, 6, 7])] * 400
-    likeliest = trainer.policy(**trainer._model_inputs(query[:1], [torch.tensor([3])])[0])[0][0, 0].topk(50).indices
+    inputs = trainer.prepare_model_inputs(query[:1], [torch.tensor([3])])
+    likeliest = trainer.policy(**inputs)[0][0, 0].topk(50).indices
     first = torch.stack([r[0] for r in trainer.generate(query, do_sample=True, max_new_tokens=1)])
     assert not torch.isin(first, likeliest).all()
     first = torch.stack([r[0] for r in trainer.generate(query, do_sample=True, max_new_tokens=1, top_k=50)])
@@ -85,61 +86,76 @@ def test_sampling_is_from_the_whole_vocabulary(tiny_t5):
 # --- a reward belongs to its token, through the trainer ---------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def observed(tmp_path_factory):
-    """A very small trainer whose `step` hands over what it would learn from, with KL off and values at 0."""
-    folder = tmp_path_factory.mktemp("t5-observed")
+FIRST_ROW_ID = 6  # the query of row i repeats the id 6 + i
+
+
+class Learning(Exception):
+    """The loss was reached: a step ends here, and changes no weight."""
+
+
+@pytest.fixture
+def observed(tmp_path):
+    """The returns that `step` of a very small trainer hands to the loss, by row, with KL off and values at 0."""
+    folder = tmp_path / "t5-observed"
     torch.manual_seed(0)
     config = T5Config(vocab_size=16, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(folder)
-    trainer = make_trainer(folder, lam=1.0, gamma=1.0, init_kl_coef=0.0)
+    trainer = make_trainer(folder, lam=1.0, gamma=1.0, init_kl_coef=0.0, ppo_epochs=1)
     trainer.tokenizer = type("Tokenizer", (), {"padding_side": "right"})()
-    seen = []
-    trainer._update = lambda experience: seen.append(experience) or {}
+    seen = {}
 
-    def observe(queries, rewards, side, real=True):
-        if real:
-            trainer.__dict__.pop("_score_rollout", None)
-        else:  # the same numbers without the time of two forward passes
-            trainer._score_rollout = lambda queries, responses, mask: (torch.zeros(mask.shape),) * 5
+    def note_rows(_policy, _args, kwargs):
+        seen["rows"] = [int(ids.max()) - FIRST_ROW_ID for ids in kwargs["input_ids"]]
+
+    def note_returns(_logprobs, _values, mask, *, returns, **_):
+        seen["returns"] = [row[keep].tolist() for row, keep in zip(returns, mask, strict=True)]
+        raise Learning
+
+    trainer.policy.register_forward_pre_hook(note_rows, with_kwargs=True)
+
+    def forward(logits_to_keep, input_ids, **_):
+        logits = torch.zeros(len(input_ids), logits_to_keep, 16)
+        return logits, None, logits[..., 0]
+
+    def observe(query_lengths, rewards, side, real):
+        trainer.policy.__dict__.pop("forward", None)
+        trainer.__dict__.pop("reference_logits", None)
+        if not real:  # the same numbers without the time of the model
+            trainer.policy.forward = forward
+            trainer.reference_logits = lambda inputs: forward(**inputs)[0]
         trainer.config.batch_size = trainer.config.mini_batch_size = len(rewards)
         trainer.config.gradient_accumulation_steps = 1
         trainer.policy.query_padding = side  # of the query rows, beside the tokenizer's own
         trainer.tokenizer.padding_side = side
         seen.clear()
+        queries = [torch.full((n,), FIRST_ROW_ID + row) for row, n in enumerate(query_lengths)]
         responses = [torch.full((len(r),), 5) for r in rewards]
-        trainer.step(queries, responses, [torch.tensor(r, dtype=torch.float32) for r in rewards])
-        (experience,) = seen
-        return [row[keep].tolist() for row, keep in zip(experience.returns, experience.mask, strict=True)]
+        with pytest.raises(Learning):
+            trainer.step(queries, responses, [torch.tensor(r, dtype=torch.float32) for r in rewards])
+        return dict(zip(seen["rows"], seen["returns"], strict=True))
 
-    return observe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl.ppo_math.loss_sums", note_returns)
+        yield observe
 
 
 @st.composite
 def ragged_batches(draw):
     rewards = draw(st.lists(st.lists(st.integers(-9, 9), min_size=1, max_size=8), min_size=1, max_size=5))
-    queries = [torch.full((draw(st.integers(1, 5)),), 7) for _ in rewards]
-    order = draw(st.permutations(range(len(rewards))))
-    return rewards, queries, order, draw(st.sampled_from(["left", "right"]))
+    query_lengths = [draw(st.integers(1, 5)) for _ in rewards]
+    return query_lengths, rewards, draw(st.sampled_from(["left", "right"]))
 
 
-def check_returns(observed, batch, real):
-    rewards, queries, order, side = batch
-    returns = observed([queries[i] for i in order], [rewards[i] for i in order], side, real)
-    for place, i in enumerate(order):
-        assert returns[place] == [sum(rewards[i][t:]) for t in range(len(rewards[i]))]
+@pytest.mark.parametrize(("real", "examples"), [(False, 1000), (True, 30)], ids=["no model", "through the model"])
+def test_returns_of_ragged_batches(observed, real, examples):
+    @settings(max_examples=examples, deadline=None, database=None)
+    @given(batch=ragged_batches())
+    def check(batch):
+        _, rewards, _ = batch
+        expected = {row: [sum(r[t:]) for t in range(len(r))] for row, r in enumerate(rewards)}
+        assert observed(*batch, real) == expected
 
-
-@settings(max_examples=1000, deadline=None, database=None)
-@given(batch=ragged_batches())
-def test_returns_of_ragged_batches(observed, batch):
-    check_returns(observed, batch, real=False)
-
-
-@settings(max_examples=30, deadline=None, database=None)
-@given(batch=ragged_batches())
-def test_returns_of_ragged_batches_through_the_model(observed, batch):
-    check_returns(observed, batch, real=True)
+    check()
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
@@ -170,12 +186,19 @@ def test_fresh_lora_with_dropout_starts_at_ratio_one(tiny_t5):
     moved = [name for name, p in trainer.policy.named_parameters() if p.requires_grad and "lora_B" in name and p.any()]
     assert moved
     # dropout is on during updates alone: two passes of the same update differ, two rollouts do not
-    batch = make_batch()
-    inputs, _ = trainer._model_inputs(batch[0], batch[1])
-    with torch.no_grad():
-        assert torch.equal(trainer.policy(**inputs)[0], trainer.policy(**inputs)[0])
-        with trainer._only_lora_dropout():
-            assert not torch.equal(trainer.policy(**inputs)[0], trainer.policy(**inputs)[0])
+    same = {"update": [], "rollout": []}
+
+    def pass_again(policy, args, kwargs, outputs):
+        learns = torch.is_grad_enabled()
+        with torch.no_grad():
+            again = policy.forward(*args, **kwargs)  # without this hook
+        same["update" if learns else "rollout"].append(torch.equal(again[0], outputs[0]))
+
+    handle = trainer.policy.register_forward_hook(pass_again, with_kwargs=True)
+    trainer.step(*make_batch())
+    handle.remove()
+    assert len(same["update"]) == 2 and not any(same["update"])
+    assert len(same["rollout"]) >= 2 and all(same["rollout"])
     assert not [name for name, module in trainer.policy.named_modules() if module.training]
 
 
@@ -207,14 +230,14 @@ def test_reference_is_the_model_with_adapters_off(tiny_t5):
     frozen = make_trainer(tiny_t5)
     queries, responses, scores = make_batch()
     trainer.step(queries, responses, scores)
-    inputs, _ = trainer._model_inputs(queries, responses)
+    inputs = trainer.prepare_model_inputs(queries, responses)
     with torch.no_grad():
-        torch.testing.assert_close(trainer._reference_logits(inputs), frozen.policy(**inputs)[0])
+        torch.testing.assert_close(trainer.reference_logits(inputs), frozen.policy(**inputs)[0])
         assert differ({"x": trainer.policy(**inputs)[0]}, {"x": frozen.policy(**inputs)[0]}) > 1e-3
-        before = frozen._reference_logits(inputs)
+        before = frozen.reference_logits(inputs)
     frozen.step(queries, responses, scores)
     with torch.no_grad():
-        assert torch.equal(frozen._reference_logits(inputs), before)
+        assert torch.equal(frozen.reference_logits(inputs), before)
 
 
 @pytest.mark.parametrize("kind", ["kl", "abs", "mse", "full"])
@@ -222,10 +245,11 @@ def test_kl_kinds(tiny_t5, kind):
     trainer = make_trainer(tiny_t5, kl_penalty=kind, ppo_epochs=1)
     trainer.step(*make_batch())
     queries, responses, scores = make_batch(seed=2)
-    inputs, labels = trainer._model_inputs(queries, responses)
+    inputs = trainer.prepare_model_inputs(queries, responses)
+    labels = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True)
     mask = torch.stack([torch.arange(labels.shape[1]) < len(r) for r in responses])
     with torch.no_grad():
-        p, q = trainer.policy(**inputs)[0].log_softmax(-1), trainer._reference_logits(inputs).log_softmax(-1)
+        p, q = trainer.policy(**inputs)[0].log_softmax(-1), trainer.reference_logits(inputs).log_softmax(-1)
     d = (p - q).gather(-1, labels[..., None]).squeeze(-1)
     expected = {"kl": d, "abs": d.abs(), "mse": d**2 / 2, "full": (p.exp() * (p - q)).sum(-1)}[kind]
     stats = trainer.step(queries, responses, scores)
@@ -236,9 +260,11 @@ def test_learning_moves_the_sampled_tokens_in_the_direction_of_their_rewards(tin
     trainer = make_trainer(tiny_t5, init_kl_coef=0.0, adap_kl_ctrl=False, lam=1.0, learning_rate=3e-3)
     queries = [torch.tensor([5, 6, 7])] * 8
     responses = [torch.tensor([10, 20, 1])] * 4 + [torch.tensor([11, 21, 31, 1])] * 4
-    before, *_ = trainer._score_rollout(queries, responses, torch.ones(8, 4).bool())
+    with torch.no_grad():
+        before, *_ = trainer.batched_forward_pass(trainer.policy, queries, responses)
     trainer.step(queries, responses, [1.0] * 4 + [-1.0] * 4)
-    after, *_ = trainer._score_rollout(queries, responses, torch.ones(8, 4).bool())
+    with torch.no_grad():
+        after, *_ = trainer.batched_forward_pass(trainer.policy, queries, responses)
     # every token counts, the first and the end token included
     assert (after[0, :3] > before[0, :3]).all()
     assert (after[4, :4] < before[4, :4]).all()
@@ -300,17 +326,15 @@ def test_nonfinite_scores_change_nothing(tiny_t5, bad):
     assert trainer.step(queries, responses, scores)["ppo/skipped_nonfinite"] == 0
 
 
-def test_a_nonfinite_loss_or_gradient_changes_nothing(tiny_t5, monkeypatch):
+def test_a_nonfinite_loss_or_gradient_changes_nothing(tiny_t5):
     trainer = make_trainer(tiny_t5, ppo_epochs=2)
     start = weights(trainer)
-    values = type(trainer.policy)._values
-    with monkeypatch.context() as patch:  # finite at rollout, NaN in training
-        patch.setattr(
-            type(trainer.policy),
-            "_values",
-            lambda *given: values(*given) * (math.nan if torch.is_grad_enabled() else 1),
-        )
-        assert trainer.step(*make_batch())["ppo/skipped_nonfinite"] == 2
+    # finite at rollout, NaN in training
+    handle = trainer.policy.v_head.register_forward_hook(
+        lambda _module, _inputs, values: values * (math.nan if torch.is_grad_enabled() else 1)
+    )
+    assert trainer.step(*make_batch())["ppo/skipped_nonfinite"] == 2
+    handle.remove()
     assert differ(start, weights(trainer)) == 0
     handle = trainer.policy.v_head.summary.weight.register_hook(lambda grad: grad * math.inf)
     assert trainer.step(*make_batch())["ppo/skipped_nonfinite"] == 2

@@ -327,6 +327,14 @@ class PPOTrainer:
         """Arguments of the model's forward whose outputs score the response tokens: B x (Q_i,) and B x (T_i,) ids."""
         return self._model_inputs(queries, responses)[0]
 
+    def reference_logits(self, inputs: dict) -> Tensor:
+        """Logits (B, T, V) of the reference, in its type, for the arguments that `prepare_model_inputs` gives.
+
+        T counts response tokens alone. The policy's weights are afterwards as they were.
+        """
+        with self._reference() as reference:
+            return reference(**inputs)[0]
+
     def batched_forward_pass(
         self,
         model: nn.Module,
@@ -723,10 +731,6 @@ class PPOTrainer:
         response_ids, mask = _pad(responses, self._pad_id, "right", self.device)
         return self.policy.response_inputs(query_ids, query_mask, response_ids, mask), response_ids
 
-    def _reference_logits(self, inputs: dict) -> Tensor:
-        with self._reference() as reference:
-            return reference(**inputs)[0]
-
     @contextmanager
     def _start_weights_in_place(self):
         # not torch.func.functional_call: it does not restore the weights of a module that is in the model twice
@@ -761,7 +765,7 @@ class PPOTrainer:
             kind = self.config.kl_penalty
             if kind != "full":
                 del logits  # before the reference makes as many
-            ref_logits = self._reference_logits(inputs)
+            ref_logits = self.reference_logits(inputs)
             ref_logprobs[rows, columns] = ppo_math.token_logprobs(ref_logits, labels)
             if kind == "full":
                 kl[rows, columns] = ppo_math.full_kl(logits, ref_logits)
