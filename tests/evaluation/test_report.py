@@ -27,11 +27,11 @@ from alarm.evaluation.report.figures import (
     WIN_COLOURS,
     bin_edges,
     distribution_figure,
+    ink_on,
     luminance,
     short_names,
     win_rate_figure,
 )
-from alarm.evaluation.report.figures import _ink_on as ink_on
 from alarm.evaluation.report.page import choose_samples
 from alarm.evaluation.report.report import Setup, print_results, print_selection, write_report, write_selection_report
 from alarm.evaluation.report.tables import escape_html, escape_markdown, to_markdown
