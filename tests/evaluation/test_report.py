@@ -462,10 +462,10 @@ def test_what_is_not_a_report_is_left_alone(tmp_path):
     refuse(mine, "other than a report")
     (mine / "settings.json").write_text('{"written_by": "eval_compare.py"}')
     refuse(mine, "'thesis.md' beside a report")
-    refuse(mine / "thesis.md", "is not a folder")
+    refuse(mine / "thesis.md", "is a file")
     refuse(mine / "thesis.md" / "report", "cannot be written")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    refuse(tmp_path / "link", "is not a folder")
+    refuse(tmp_path / "link", "is a file")
 
 
 def test_a_failure_leaves_the_old_report(tmp_path, monkeypatch):
