@@ -314,11 +314,11 @@ def test_plain_screen(byte_level, width):
 
 
 def test_a_reward_that_most_tokens_have_is_said_once():
-    rows = inspection_report._token_text(
-        ["a", " b", " c", "</s>"], [0.5, 0.25, 0.5, 0.5], inspection_report._usual([0.5, 0.25, 0.5, 0.5])
+    rows = inspection_report.token_text(
+        ["a", " b", " c", "</s>"], [0.5, 0.25, 0.5, 0.5], inspection_report.usual_value([0.5, 0.25, 0.5, 0.5])
     )
     assert rows.plain == "a [b +0.25] c</s>"
-    assert inspection_report._usual([0, 0, 0, 0.5]) is None
+    assert inspection_report.usual_value([0, 0, 0, 0.5]) is None
 
 
 def test_colours_on_a_terminal(byte_level):

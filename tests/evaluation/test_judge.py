@@ -40,7 +40,7 @@ from alarm.evaluation.judge.replies import (
     read_verdict,
     request_key,
 )
-from alarm.evaluation.judge.sender import NO_KEY, JudgeSettings, check_endpoint
+from alarm.evaluation.judge.sender import NO_KEY, UNREACHABLE_AFTER, JudgeSettings, check_endpoint
 from helpers import ROOT, load_script
 
 stub = load_script("tests/evaluation/judge_stub.py")
@@ -287,7 +287,6 @@ def test_retry_after_holds_everybody_back(tmp_path):
     assert not any(judgement.failed for judgement in judgements)
     times = [entry["at"] - asked["at"] for entry in server.log]
     # some were in flight when q5 was told to wait, and its other order is told the same
-    assert not [at for at in times if 0.3 < at < 0.95]
     assert sum(at > 0.95 for at in times) > 20
 
 
@@ -313,10 +312,8 @@ def test_what_stops_a_run_at_once(tmp_path, capfd, caplog):
         folder = tmp_path / str(number)
         good = pairs(4)
         with stub.JudgeStub(respond=lambda text, _: None if text[:4] in ("Q q0", "Q q1") else response) as server:  # noqa: B023
-            started = time.monotonic()
             with pytest.raises(UserError) as caught:
                 Judge(settings(server, folder, concurrency=1), KEY).judge(good)
-            assert time.monotonic() - started < 3
             assert len(server.log) == 5
             message = str(caught.value)
             assert says in message
@@ -384,10 +381,10 @@ def test_unreachable(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    started = time.monotonic()
+    judge = Judge(settings(url, tmp_path, concurrency=1), KEY)
     with pytest.raises(UserError, match="cannot be reached"):
-        Judge(settings(url, tmp_path, concurrency=1, backoff=0.2), KEY).judge(pairs(3))
-    assert time.monotonic() - started < 4
+        judge.judge(pairs(3))
+    assert judge.usage.calls == UNREACHABLE_AFTER
 
 
 def test_an_endpoint_that_never_answers(tmp_path):
@@ -477,10 +474,17 @@ def test_cached_replies_are_read_again(tmp_path):
 
 
 def test_one_writer(tmp_path):
-    judge = Judge(settings("http://127.0.0.1:9/v1", tmp_path), KEY)
-    other = Judge(settings("http://127.0.0.1:9/v1", tmp_path), KEY)
-    with other._cache.writing(), pytest.raises(UserError, match="another run is using it"):
-        judge.judge(pairs(2))
+    other, said = Judge(settings("http://127.0.0.1:9/v1", tmp_path), KEY), []
+
+    def respond(*_) -> None:  # while the first run waits for an answer
+        with pytest.raises(UserError) as caught:
+            other.judge(pairs(2))
+        said.append(str(caught.value))
+
+    with stub.JudgeStub(respond=respond) as server:
+        Judge(settings(server, tmp_path), KEY).judge(pairs(1))
+    assert len(said) == 2
+    assert all("another run is using it" in text for text in said)
 
 
 # `make test &` in a script starts it with SIGINT ignored, and a child inherits that: here it is as in the foreground
@@ -523,7 +527,8 @@ def wait_for(server, requests: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120  # of a hang, not of a slow machine
     while len(server.log) < requests:
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            pytest.fail(f"{len(server.log)} of {requests} requests came")
         time.sleep(0.01)
 
 
@@ -609,16 +614,20 @@ def test_flags(tmp_path, monkeypatch, capsys):
 
     template = tmp_path / "mine.txt"
     template.write_text(TEMPLATE)
-    judge, args = from_flags(
-        tmp_path, "--use_gpt", "--judge_model", "m", "--base_url", "http://localhost:1/v1/", "--api_key", KEY + "x",
-        "--judge_template", str(template), "--judge_cache", "c.jsonl", "--max_calls", "7", "--concurrency", "3",
-        "--requests_per_minute", "90",
-    )  # fmt: skip
-    assert judge.settings == JudgeSettings(
-        TEMPLATE, Path("c.jsonl"), "m", "http://localhost:1/v1/", max_calls=7, concurrency=3, requests_per_minute=90.0
-    )
-    assert judge.endpoint == "http://localhost:1/v1"
-    assert (judge._api_key, args.api_key) == (KEY + "x", None)
+    cache = tmp_path / "c.jsonl"
+    with stub.JudgeStub() as server:
+        judge, args = from_flags(
+            tmp_path, "--use_gpt", "--judge_model", "m", "--base_url", server.url + "/", "--api_key", KEY + "x",
+            "--judge_template", str(template), "--judge_cache", str(cache), "--max_calls", "7", "--concurrency", "3",
+            "--requests_per_minute", "9000",
+        )  # fmt: skip
+        assert judge.settings == JudgeSettings(
+            TEMPLATE, cache, "m", server.url + "/", max_calls=7, concurrency=3, requests_per_minute=9000.0
+        )
+        assert judge.endpoint == server.url
+        assert args.api_key is None
+        judge.judge(pairs(1))
+        assert [entry["authorization"] for entry in server.log] == [f"Bearer {KEY}x"] * 2
     warned = capsys.readouterr().err
     assert "prefer the environment variable OPENAI_API_KEY" in warned
     assert KEY not in warned + repr(judge.settings) + repr(args)
@@ -656,10 +665,18 @@ def test_flags_that_cannot_be(tmp_path, monkeypatch):
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0", "192.168.1.7"])
 def test_a_local_server_needs_no_key(host, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert from_flags(tmp_path, "--use_gpt", "--base_url", f"http://{host}:8000/v1")[0]._api_key == NO_KEY
+    assert from_flags(tmp_path, "--use_gpt", "--base_url", f"http://{host}:8000/v1")[0].endpoint.endswith(":8000/v1")
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://{host}:8000/v1")
     assert from_flags(tmp_path, "--use_gpt")[0].endpoint == f"http://{host}:8000/v1"
     assert check_endpoint("https://api.openai.com/v1/") == "https://api.openai.com/v1"
+
+
+def test_a_word_stands_for_the_key_that_is_not_needed(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with stub.JudgeStub() as server:
+        judge, _ = from_flags(tmp_path, "--use_gpt", "--base_url", server.url)
+        judge.judge([Comparison("q", "quality=1", "quality=2")])
+    assert [entry["authorization"] for entry in server.log] == [f"Bearer {NO_KEY}"] * 2
 
 
 def test_the_module_imports_no_client():

@@ -27,11 +27,11 @@ from alarm.evaluation.report.figures import (
     WIN_COLOURS,
     bin_edges,
     distribution_figure,
+    ink_on,
     luminance,
     short_names,
     win_rate_figure,
 )
-from alarm.evaluation.report.figures import _ink_on as ink_on
 from alarm.evaluation.report.page import choose_samples
 from alarm.evaluation.report.report import Setup, print_results, print_selection, write_report, write_selection_report
 from alarm.evaluation.report.tables import escape_html, escape_markdown, to_markdown
@@ -462,10 +462,10 @@ def test_what_is_not_a_report_is_left_alone(tmp_path):
     refuse(mine, "other than a report")
     (mine / "settings.json").write_text('{"written_by": "eval_compare.py"}')
     refuse(mine, "'thesis.md' beside a report")
-    refuse(mine / "thesis.md", "is not a folder")
+    refuse(mine / "thesis.md", "is a file")
     refuse(mine / "thesis.md" / "report", "cannot be written")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    refuse(tmp_path / "link", "is not a folder")
+    refuse(tmp_path / "link", "is a file")
 
 
 def test_a_failure_leaves_the_old_report(tmp_path, monkeypatch):

@@ -75,10 +75,10 @@ def print_report(report: Report, console: Console) -> None:
         facts += [("gate", f"{one.decision.gate}: {one.decision.why}", ""), *(("note", note, "") for note in one.notes)]
         _print_facts(console, facts)
         for row in one.rows:
-            usual = _usual(row.values)
+            usual = usual_value(row.values)
             every = "" if usual is None else f"; {signed(usual)} on each token that shows no value"
             console.print(Text(row.name, style="bold").append(f" ({row.note}), total {signed(row.total)}{every}"))
-            tokens = _token_text(one.tokens, row.values, usual)
+            tokens = token_text(one.tokens, row.values, usual)
             console.print(Padding(tokens, (0, 0, 0, 4), expand=False))
         facts = [("check", one.check.fact, "")] if one.check.fact else []
         facts += [("CHECK FAILED", problem, loud) for problem in one.check.problems]
@@ -102,13 +102,13 @@ def _print_facts(console: Console, facts: list[tuple[str, str, str]]) -> None:
     console.print(grid)
 
 
-def _usual(values: list[float]) -> float | None:
+def usual_value(values: list[float]) -> float | None:
     """The reward that more than half of the tokens have, if it is not 0. It is printed once."""
     value, times = Counter(values).most_common(1)[0]
     return value if value and times > 2 and 2 * times > len(values) else None
 
 
-def _token_text(tokens: list[str], values: list[float], usual: float | None) -> Text:
+def token_text(tokens: list[str], values: list[float], usual: float | None) -> Text:
     """The tokens as coloured text; those with a reward of their own in brackets with it."""
     from rich.text import Text
 

@@ -120,7 +120,7 @@ def _draw_rates(axes: Axes, cells: dict, scale, count: int) -> None:
         axes.add_patch(Rectangle((x - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
         text = "-" if rate is None else f"{rate:.1f}"
         weight = "bold" if clear else "normal"
-        axes.text(x, row, text, ha="center", va="center", fontsize=9, weight=weight, color=_ink_on(colour))
+        axes.text(x, row, text, ha="center", va="center", fontsize=9, weight=weight, color=ink_on(colour))
     for row in range(count):
         axes.add_patch(
             Rectangle((row - 0.5, row - 0.5), 1, 1, facecolor="white", edgecolor=LIGHT, hatch="////", linewidth=0)
@@ -139,7 +139,7 @@ def luminance(colour) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def _ink_on(colour) -> str:
+def ink_on(colour) -> str:
     """Black or white, whichever contrasts more. The ratios (L + 0.05)/0.05 and 1.05/(L + 0.05) meet at L = 0.179."""
     return "black" if luminance(colour) > 0.179 else "white"
 

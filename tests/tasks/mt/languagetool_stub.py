@@ -127,7 +127,7 @@ server.serve_forever()
 
 def group_members(server: LocalServer) -> list:
     """The live processes of the server's group: the watcher, `cat`, Java."""
-    group = server._state["group"]
+    group = json.loads((server.folder / "server.json").read_text())["group"]
     found = []
     for process in psutil.process_iter(["status"]):
         try:
