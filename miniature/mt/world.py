@@ -213,10 +213,10 @@ def spanish(meaning: Meaning, time_first: bool = False, drop_pronoun: bool = Fal
     if isinstance(m.subject, str):
         subject = [] if drop_pronoun and person in (0, 2) else [PRONOUNS[m.subject][0]]
     else:
-        subject = _spanish_phrase(m.subject)
+        subject = spanish_phrase(m.subject)
     words = subject + {"yes": [], "not": ["no"], "never": ["nunca"]}[m.polarity]
     words += _spanish_verb(m.verb, m.tense, person)
-    words += ["a"] * (m.object.noun in PERSONS) + _spanish_phrase(m.object)
+    words += ["a"] * (m.object.noun in PERSONS) + spanish_phrase(m.object)
     if m.manner:
         words.append(MANNERS[m.manner])
     if m.place:
@@ -231,14 +231,14 @@ def spanish(meaning: Meaning, time_first: bool = False, drop_pronoun: bool = Fal
     return text.replace(" a el ", " al ").replace(" de el ", " del ")
 
 
-def _spanish_phrase(phrase: Phrase) -> list[str]:
+def spanish_phrase(phrase: Phrase) -> list[str]:
     _, gender, singular, plural = NOUNS[phrase.noun]
     column = 2 * phrase.plural + (gender == "f")
     words = [DETERMINERS[phrase.det][column], plural if phrase.plural else singular]
     if phrase.adjective:
         words.append(ADJECTIVES[phrase.adjective][column])
     if inner := phrase.relative:
-        other = _spanish_phrase(inner.other)
+        other = spanish_phrase(inner.other)
         words.append("que")
         if inner.is_object:
             words += other + _spanish_verb(inner.verb, inner.tense, person_of(inner.other))

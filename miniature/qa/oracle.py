@@ -23,10 +23,10 @@ WORDS_OF_A_UNIT = 6
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+TOKEN = re.compile(r"\w+|[^\w\s]")
 _ENDS = frozenset(".;,")
 _PRONOUNS = frozenset(("she", "he", "it"))
-_KIND = {name: kind for kind, every in NAMES.items() for name in every}
+KIND_OF = {name: kind for kind, every in NAMES.items() for name in every}
 _VALUES = {kind: frozenset(values) for kind, values in VALUES.items()}
 _ARTICLE = ("river", "instrument")
 
@@ -59,7 +59,7 @@ class _Reader:
     """One text as tokens, with what `read` needs to go through it."""
 
     def __init__(self, text: str):
-        matches = list(_TOKEN.finditer(text))
+        matches = list(TOKEN.finditer(text))
         self.tokens = [match.group() for match in matches]
         self.lower = [token.lower() for token in self.tokens]
         self.spans = [match.span() for match in matches]
@@ -69,7 +69,7 @@ class _Reader:
         has_article = i < len(self.lower) and self.lower[i] == "the"
         i += has_article
         name = tuple(self.tokens[i : i + 2])
-        kind = _KIND.get(name)
+        kind = KIND_OF.get(name)
         if kind is None or has_article != (kind in _ARTICLE):
             return None
         return Entity(kind, name), i + 2

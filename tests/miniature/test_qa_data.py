@@ -42,7 +42,7 @@ def test_passages_say_the_facts_and_references_answer(folder):
             said = []
             for page in row["passages"]:
                 name = tuple(page["wikipage"].split())
-                title = Entity(oracle._KIND[name], name)
+                title = Entity(oracle.KIND_OF[name], name)
                 assert title in names(split)[title.kind]
                 said += [unit.fact for unit in read(page["content"], title)]
                 assert page["content"] in row["text"]
@@ -64,9 +64,9 @@ def test_splits_share_no_name(folder):
             for row in load_feedback(folder / f"{split}.json", folder / f"{split}_feedback.json"):
                 if not any(error["error type"] == oracle.INCOHERENT for error in row.errors):
                     text += row.answers[0] + row.corrected
-        tokens = oracle._TOKEN.findall(text)
+        tokens = oracle.TOKEN.findall(text)
         pairs = set(itertools.pairwise(tokens))
-        found[split] = {name for name in oracle._KIND if name in pairs}
+        found[split] = {name for name in oracle.KIND_OF if name in pairs}
         assert found[split] <= {entity.name for every in names(split).values() for entity in every}
         assert len(found[split]) > 40
 
@@ -75,7 +75,7 @@ def test_all_words_are_in_the_vocabulary(folder):
     known = set(vocabulary())
     for name in ("train.json", "test.json"):
         for row in load_examples(folder / name):
-            assert set(oracle._TOKEN.findall(f"{row['text']} {row['answer'][0]}")) <= known
+            assert set(oracle.TOKEN.findall(f"{row['text']} {row['answer'][0]}")) <= known
 
 
 def test_feedback_labels_are_the_true_ones(folder):

@@ -180,7 +180,7 @@ def test_every_form_is_read_back(seed):
         for form in forms_of(fact):
             text = f"{capital(say(fact, form))}."
             assert [unit.fact for unit in oracle.read(text)] == [fact], text
-            assert set(oracle._TOKEN.findall(text)) <= set(vocabulary())
+            assert set(oracle.TOKEN.findall(text)) <= set(vocabulary())
         for form in forms_of(fact.opposite):
             assert [unit.fact for unit in oracle.read(say(fact, form))] == [fact.opposite]
 

@@ -19,8 +19,8 @@ def plain_phrases(nouns, adjectives):
 
 
 def test_the_world_has_more_than_a_million_pairs():
-    subjects = {" ".join(world._spanish_phrase(p)) for p in plain_phrases(world.PERSONS, world.OF_PERSONS)}
-    objects = {" ".join(world._spanish_phrase(p)) for p in plain_phrases(world.THINGS, world.OF_THINGS)}
+    subjects = {" ".join(world.spanish_phrase(p)) for p in plain_phrases(world.PERSONS, world.OF_PERSONS)}
+    objects = {" ".join(world.spanish_phrase(p)) for p in plain_phrases(world.THINGS, world.OF_THINGS)}
     verbs = {form for verb in world.WITH_THINGS for form in world.VERBS[verb][4:]}
     # words of verbs stand in no phrase, so each choice of the three gives another sentence
     assert not verbs & {word for phrase in subjects | objects for word in phrase.split()}
