@@ -8,7 +8,7 @@ from pathlib import Path
 from alarm.common.errors import report_user_errors
 from alarm.common.files import read_json, whole_folder
 from alarm.common.flags import parser, positive_int, seed_value
-from alarm.learning.fit import check_save_dir
+from alarm.common.files import check_new_folder
 
 MARKS = (".", ",", ":", "?")
 OF_THE_HOLISTIC_INPUT = ("Human", "Assistant")
@@ -101,7 +101,7 @@ def make_models(words: list[str], folder: Path, size: int) -> list[tuple[str, in
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_save_dir(args.save_dir)
+    check_new_folder(args.save_dir, "--save_dir")
     words = [word for part in read_json(args.words).values() for word in part]
 
     from transformers import set_seed

@@ -16,7 +16,7 @@ from alarm.api import Task
 from alarm.common.errors import report_user_errors
 from alarm.common.files import whole_folder, write_json
 from alarm.common.flags import finite_float, parser, positive_int, seed_value, unit_share
-from alarm.learning.fit import check_save_dir
+from alarm.common.files import check_new_folder
 from alarm.tasks.find import add_task_flag, find_task
 
 from .sampling import load_parts, sampled, settings_for
@@ -79,7 +79,7 @@ def longer_chosen(pairs: list[dict]) -> float:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_save_dir(args.save_dir)
+    check_new_folder(args.save_dir, "--save_dir")
     task = find_task(args.task)
     splits = {"train": task.load(args.train_file)[: args.train_prompts], "dev": task.load(args.dev_file)}
     splits["dev"] = splits["dev"][: args.dev_prompts]

@@ -20,7 +20,7 @@ from itertools import islice
 from alarm.common.errors import report_user_errors
 from alarm.common.files import whole_folder, write_json
 from alarm.common.flags import parser, positive_int, seed_value, unit_share
-from alarm.learning.fit import check_save_dir
+from alarm.common.files import check_new_folder
 
 from .oracle import LEXICON, judge
 from .world import NOUNS, NUMERALS, VERBS, Meaning, Token, draw, sequences, spanish, split_of, to_json, words, write
@@ -118,7 +118,7 @@ def make_rows(count: int, split: str, rng: random.Random, seen: set[str], shares
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_save_dir(args.save_dir)
+    check_new_folder(args.save_dir, "--save_dir")
     rng, seen = random.Random(args.seed), set()
     report = {}
     with whole_folder(args.save_dir) as folder:

@@ -106,15 +106,14 @@ def test_a_comparison_takes_one_answer_a_prompt(sampled, tmp_path):
     assert done.returncode == 2 and "one answer" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_the_mean_of_a_prompt_is_its_baseline(world, train_ppo, tmp_path):
+def test_one_level_is_subtracted_from_all_samples(world, train_ppo, tmp_path):
+    """Best-of-n subtracts the mean of each prompt by itself."""
     out = tmp_path / "group.json"
-    train_ppo([*world.flags, *SAMPLE, "--holistic_baseline", "group", "--save_dir", str(out)])
-    rows = json.loads(out.read_text())
-    for start in range(0, 30, 3):
-        part = rows[start : start + 3]
-        mean = sum(row["raw_holistic"] for row in part) / 3
-        assert [row["holistic_baseline"] for row in part] == pytest.approx([mean] * 3)
-        assert part[0]["holistic_reward"] == pytest.approx(part[0]["raw_holistic"] - mean)
+    flags = [*world.flags, *SAMPLE, "--holistic_baseline", "group", "--holistic_level", "0.5"]
+    train_ppo([*flags, "--save_dir", str(out)])
+    for row in json.loads(out.read_text()):
+        assert row["holistic_reward"] == pytest.approx(row["raw_holistic"] - 0.5)
+        assert "holistic_baseline" not in row
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ def test_the_code_of_a_page(page):
     exits = set(re.findall(r"reward\.(\w+)\(", "".join(blocks)))
     assert exits and all(callable(getattr(HierarchicalReward, name)) for name in exits)
     # the first block, with a function for the model and without a calibration
-    first = blocks[0].replace('"FOLDER_OR_HUB_NAME"', "len_of").replace(', calibration="calibration.json"', "")
+    first = blocks[0].replace('"FOLDER_OR_HUB_NAME"', "len_of")
+    first = re.sub(r'\s*calibration="calibration.json",', "", first)
     names = {"len_of": lambda prompts, answers, rows: [float(len(answer)) for answer in answers]}
     exec(compile(first, str(page), "exec"), names)
     assert names["reward"].score(["q"], ["four words are here"]).total.item() == pytest.approx(5 * 19 - 4 / 20)

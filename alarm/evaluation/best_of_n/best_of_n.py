@@ -168,7 +168,7 @@ def scales_of(args: argparse.Namespace, payer: Payer, meta: dict | None) -> dict
         given = {name: getattr(args, name) for name in ("ultra_mean", "ultra_std")}
         source = "flags" if None not in given.values() else ".meta.json" if meta else "the task's default"
         mean, std = (settings.get(name, defaults[name]) if value is None else value for name, value in given.items())
-        found[baseline] = Scale(mean, std, source)
+        found[baseline] = Scale(mean, std, source, settings.get("holistic_level", 0.0))
     return found
 
 

@@ -53,6 +53,7 @@ class Scale:
     mean: float
     std: float
     source: str  # where they come from, in words
+    level: float = 0.0  # mean raw score: what training subtracts from an answer without a group
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def grid(
             ends = thresholds[chosen["baseline"]]
             for threshold in ends if "threshold" in reads else ends[:1]:
                 recipe = RewardRecipe(
-                    name, threshold, weights=row, holistic_mean=scale.mean, holistic_std=scale.std, options=options,
+                    name, threshold, weights=row, holistic_mean=scale.mean, holistic_std=scale.std, level=scale.level, options=options,
                     combiner=task.all_combiners[name], **of_recipe,
                 )  # fmt: skip
                 found.append(Setting(recipe, _flags(task, recipe, reads)))
@@ -130,6 +131,8 @@ def _flags(task: Task, recipe: RewardRecipe, reads: Sequence[str]) -> dict[str, 
             found[FLAGS.get(name, name)] = getattr(recipe, name)
     if recipe.baseline != "none" and "baseline" in reads:
         found |= {"ultra_mean": recipe.holistic_mean, "ultra_std": recipe.holistic_std}
+        if recipe.baseline == "group":
+            found["holistic_level"] = recipe.level
     return found
 
 
@@ -202,7 +205,8 @@ def scale_of(payer: Payer, baseline: str) -> Scale:
     if std <= 1e-6 * np.abs(level).max(initial=0.0):
         raise UserError(f"the holistic scores of {payer.samples.path} are all equal; look at the holistic model")
     mean = 0.0 if abs(mean) < 1e-12 * std else mean  # less the mean of each prompt
-    return Scale(mean, std, "measured on these answers")
+    raw = payer.level(replace(PLAIN, baseline="none"))[~payer.too_short].mean().item()
+    return Scale(mean, std, "measured on these answers", raw)
 
 
 PLAIN = RewardRecipe("holistic_only", 0.0, 1.0)
