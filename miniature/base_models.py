@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from alarm.common.errors import report_user_errors
-from alarm.common.files import read_json, whole_folder
+from alarm.common.files import check_new_folder, read_json, whole_folder
 from alarm.common.flags import parser, positive_int, seed_value
-from alarm.common.files import check_new_folder
 
 MARKS = (".", ",", ":", "?")
 OF_THE_HOLISTIC_INPUT = ("Human", "Assistant")

@@ -14,9 +14,8 @@ import statistics
 
 from alarm.api import Task
 from alarm.common.errors import report_user_errors
-from alarm.common.files import whole_folder, write_json
+from alarm.common.files import check_new_folder, whole_folder, write_json
 from alarm.common.flags import finite_float, parser, positive_int, seed_value, unit_share
-from alarm.common.files import check_new_folder
 from alarm.tasks.find import add_task_flag, find_task
 
 from .sampling import load_parts, sampled, settings_for

@@ -18,9 +18,8 @@ from collections import Counter
 from itertools import islice
 
 from alarm.common.errors import report_user_errors
-from alarm.common.files import whole_folder, write_json
+from alarm.common.files import check_new_folder, whole_folder, write_json
 from alarm.common.flags import parser, positive_int, seed_value, unit_share
-from alarm.common.files import check_new_folder
 
 from .oracle import LEXICON, judge
 from .world import NOUNS, NUMERALS, VERBS, Meaning, Token, draw, sequences, spanish, split_of, to_json, words, write

@@ -53,4 +53,5 @@ def test_a_wheel_without_the_known_file_is_named(with_gguf, tmp_path, capsys, co
 def test_a_folder_that_exists_is_kept(with_gguf, tmp_path, capsys):
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "mine").touch()
     assert str(folder) in refusal(folder, capsys)

@@ -112,8 +112,8 @@ def grid(
             ends = thresholds[chosen["baseline"]]
             for threshold in ends if "threshold" in reads else ends[:1]:
                 recipe = RewardRecipe(
-                    name, threshold, weights=row, holistic_mean=scale.mean, holistic_std=scale.std, level=scale.level, options=options,
-                    combiner=task.all_combiners[name], **of_recipe,
+                    name, threshold, weights=row, holistic_mean=scale.mean, holistic_std=scale.std, level=scale.level,
+                    options=options, combiner=task.all_combiners[name], **of_recipe,
                 )  # fmt: skip
                 found.append(Setting(recipe, _flags(task, recipe, reads)))
     return found
