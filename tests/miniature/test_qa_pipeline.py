@@ -78,7 +78,8 @@ def test_from_nothing_to_ppo(tmp_path, capsys, fresh_accelerate):
         *TASK, "--policy_ckpt", at("sft"), "--train_file", at("data/train.json"), "--dev_file", at("data/dev.json"),
         "--holistic_model", at("holistic"), *scoring, *LENGTHS, "--no_lora", "--dtype", "float32", "--batch_size", "8",
         "--mini_batch_size", "4", "--gradient_accumulation_steps", "1", "--samples_per_prompt", "4", "--advantage",
-        "rloo", "--holistic_baseline", "group", "--ultra_mean", "0", "--ultra_std", "1", "--holistic_level", "0", "--shaping", "centred",
+        "rloo", "--holistic_baseline", "group", "--ultra_mean", "0", "--ultra_std", "1", "--holistic_level", "0",
+        "--shaping", "centred",
         "--max_steps", "1", "--report_to", "none", "--save_dir", at("run"),
     ]  # fmt: skip
     train_ppo.main(run)
