@@ -84,6 +84,7 @@ def test_other_combinations():
         (lambda: reward(placement="first"), "placement.*uniform"),
         (lambda: reward(gate_temprature=1.0), "'gate_temprature'.*gate_temperature"),
         (lambda: reward(targets={"shouts": 1.0}), "targets.*'shouts'"),
+        (lambda: reward(targets={"holistic": 1.0}), "targets.*'holistic'"),
         (lambda: reward(holistic_std=0.0), "holistic_std"),
         (lambda: reward(weights={"shouting": float("nan")}), "weights.*nan"),
         (lambda: reward(weights={}, holistic_weight=0), "pays nothing"),

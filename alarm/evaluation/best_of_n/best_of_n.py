@@ -30,7 +30,7 @@ from ...training.flags import DEFAULTS, add_combiner_flags
 from ..provenance import read_sidecar, scoring_differences
 from .ranking import Ranking, kl_of_best, mean_with_interval
 from .samples import Samples, greatest_n, quality_of, read_samples, usable
-from .settings import NO_RANKING, PLAIN, Payer, Scale, Setting, grid, listed, scale_of
+from .settings import NO_RANKING, PLAIN, Payer, Scale, Setting, grid, level_of, listed, scale_of
 
 KIND, VERSION = "alarm best of n", 1
 REFERENCE = "holistic_only"  # what every setting is compared with
@@ -168,7 +168,8 @@ def scales_of(args: argparse.Namespace, payer: Payer, meta: dict | None) -> dict
         given = {name: getattr(args, name) for name in ("ultra_mean", "ultra_std")}
         source = "flags" if None not in given.values() else ".meta.json" if meta else "the task's default"
         mean, std = (settings.get(name, defaults[name]) if value is None else value for name, value in given.items())
-        found[baseline] = Scale(mean, std, source, settings.get("holistic_level", 0.0))
+        level = settings["holistic_level"] if baseline == made_with == "group" else level_of(payer)
+        found[baseline] = Scale(mean, std, source, level)
     return found
 
 

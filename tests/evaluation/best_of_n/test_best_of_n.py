@@ -130,6 +130,15 @@ def test_all_combiners_and_a_grid_chosen_on_dev_prompts(bench):
     assert broken and all(one["reported"][0] is None for one in broken)
 
 
+def test_the_level_of_a_group_is_measured(bench):
+    """Training subtracts it on its dev file. It is no flag of this command, and no file without groups holds it."""
+    mean = float(np.mean([one["raw_holistic"] for one in rows_of()]))
+    for scale in ("", " --ultra_mean 0 --ultra_std 1"):
+        found = bench(f"--quality oracle --combine weighted_sum --holistic_baseline group{scale} --overwrite")
+        (setting,) = (one for one in found["settings"] if one["flags"]["reward_type"] == "weighted_sum")
+        assert setting["flags"]["holistic_level"] == pytest.approx(mean)
+
+
 def test_rewards_that_are_not_finite_are_never_ranked(bench):
     found = bench("--quality oracle --combine broken,weighted_sum")
     assert set(found["chosen"]) == {"holistic_only", "weighted_sum"}
