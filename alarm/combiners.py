@@ -141,7 +141,7 @@ def decoupled(scores: Scores, recipe: RewardRecipe) -> Shares:
     """
     parts, weights, counted = _parts(scores), _weights(scores, recipe), scores.counted
     ids = _group_ids(scores)
-    mean, std, _ = group_moments(parts, ids, counted)
+    mean, std = group_moments(parts, ids, counted)
     equal = std <= 1e-6 * (1 + mean.abs())  # false for NaN, which stays NaN
     advantages = ((parts - mean) / std).where(~equal, 0.0)
     if recipe.options.decoupled_cv:
@@ -153,7 +153,7 @@ def decoupled(scores: Scores, recipe: RewardRecipe) -> Shares:
     if recipe.options.decoupled_conflict > 0:
         size = weighed.abs().sum(1)
         kept = (total.abs() >= recipe.options.decoupled_conflict * size) | ~size.isfinite()
-        share, _, _ = group_moments(kept.double()[:, None], ids, counted)
+        share, _ = group_moments(kept.double()[:, None], ids, counted)
         total = total.where(kept, 0.0) * share[:, 0]
     if not recipe.options.decoupled_raw:
         seen = total[counted]
@@ -222,8 +222,8 @@ def _group_ids(scores: Scores) -> Tensor:
     return ids
 
 
-def group_moments(x: Tensor, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard deviation (n - 1) and number of each response's group. x (B, J) -> (B, J), (B, J), (B, 1).
+def group_moments(x: Tensor, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n - 1) of each response's group. x (B, J) -> (B, J), (B, J).
 
     Over the counted responses. A group with one of them has deviation 0; one with none has mean 0.
     """
@@ -232,4 +232,4 @@ def group_moments(x: Tensor, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tens
     n = x.new_zeros(count, 1).index_add(0, ids[counted], x.new_ones(len(kept), 1))
     mean = x.new_zeros(count, x.shape[1]).index_add(0, ids[counted], kept) / n.clamp(min=1)
     squares = x.new_zeros(count, x.shape[1]).index_add(0, ids[counted], (kept - mean[ids[counted]]) ** 2)
-    return mean[ids], (squares / (n - 1).clamp(min=1)).sqrt()[ids], n[ids]
+    return mean[ids], (squares / (n - 1).clamp(min=1)).sqrt()[ids]

@@ -16,6 +16,7 @@ from .api import Aspect, Settings, Task
 from .combiners import ALONE, COMBINERS, READ_HOLISTIC, Combiner, Options
 from .common.distinct import distinct
 from .common.errors import UserError
+from .common.flags import check_names
 from .common.identity import changes, file_identity, model_identity
 from .common.prompts import text_of
 from .integrations import Exits
@@ -150,7 +151,7 @@ class HierarchicalReward(Exits):
             shaping=_one_of(shaping, SHAPINGS, "shaping"),
             placement=_one_of(placement, PLACEMENTS, "placement"),
             baseline="reference" if callable(baseline) else _one_of(baseline, ("none", "group"), "baseline"),
-            options=_options(constants, {*self._names, "holistic"}),
+            options=_options(constants, set(self._names)),
             multipliers=self._named(multipliers, "multipliers"),
             combiner=combine
             if callable(combine)
@@ -293,7 +294,7 @@ class HierarchicalReward(Exits):
         """
         import torch
 
-        from .rewards import aspect_rewards, combine
+        from .rewards import aspect_totals, combine
         from .scoring import measure, metrics_of
 
         # 1. texts, one entry each
@@ -305,8 +306,8 @@ class HierarchicalReward(Exits):
 
         # 2. measure what is different
         keys = zip(prompts, answers, map(_row_key, rows), [None] * len(rows) if ids is None else ids, strict=True)
-        different, places = distinct((*key[:3], None if key[3] is None else tuple(key[3].tolist())) for key in keys)
-        first = [places.index(k) for k in range(len(different))]
+        _, places = distinct((*key[:3], None if key[3] is None else tuple(key[3].tolist())) for key in keys)
+        first = _first_of(places)
         rollout = Rollout(
             [],
             None if ids is None else [ids[i] for i in first],
@@ -342,16 +343,8 @@ class HierarchicalReward(Exits):
             holistic=payment.h if self.has_holistic else missing,
             gate=payment.gate if self.has_holistic else missing,
             aspects={
-                name: torch.tensor(
-                    [
-                        row.double().sum().item() if applies else torch.nan
-                        for row, applies in zip(
-                            aspect_rewards(score, measured.lengths, self.recipe.shaping, self.recipe.placement),
-                            score.applies,
-                            strict=True,
-                        )
-                    ],
-                    dtype=torch.float64,
+                name: aspect_totals(score.values, self.recipe.shaping, self.recipe.placement, score.best).where(
+                    torch.tensor(score.applies), torch.nan
                 )
                 for name, score in measured.aspects.items()
             },
@@ -413,7 +406,7 @@ class HierarchicalReward(Exits):
             )
         for line in compare_models(calibration, models):
             print(line, flush=True)
-        made_with, wanted = calibration.settings.get("holistic_baseline", "none"), baseline
+        made_with, wanted = calibration.baseline, baseline
         if callable(baseline):
             wanted = made_with if made_with in BASELINES[1:] and made_with != "group" else "of a function"
         if made_with != wanted:
@@ -537,9 +530,8 @@ def _number(value: object, what: str) -> float:
 def _options(constants: Mapping[str, Any], names: set[str]) -> Options:
     if unknown := constants.keys() - set(CONSTANTS):
         raise UserError(f"there is no constant {min(unknown)!r}; a combiner's constants are {', '.join(CONSTANTS)}")
-    for name in ("references", "targets"):
-        if wrong := set(constants.get(name, ())) - names:
-            raise UserError(f"{name} names {min(wrong)!r}, which is none of {', '.join(sorted(names))}")
+    check_names(constants.get("references", ()), names | {"holistic"}, "references")
+    check_names(constants.get("targets", ()), names, "targets")
     return Options(**constants)
 
 
@@ -566,6 +558,14 @@ def _ids(response_ids, count: int) -> list[Tensor]:
     if any(len(row) == 0 for row in ids):
         raise UserError("an answer has no token that a reward could lie on; keep its end token in response_ids")
     return ids
+
+
+def _first_of(places: list[int]) -> list[int]:
+    """The first index of each number 0, 1, ... in `places`, where they first appear in this order."""
+    found: dict[int, int] = {}
+    for i, place in enumerate(places):
+        found.setdefault(place, i)
+    return list(found.values())
 
 
 def _row_key(row: dict) -> str:

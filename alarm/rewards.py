@@ -19,21 +19,27 @@ TOO_SHORT_HOLISTIC = -10.0  # instead of the z-normalised holistic reward of a r
 Gather = Callable[[Tensor], tuple[Tensor, int]]  # rows of this process -> rows of all, and where these begin
 
 
+def one_process(rows: Tensor) -> tuple[Tensor, int]:
+    """The `Gather` of a single process."""
+    return rows, 0
+
+
 def combine(
-    measured: Measured, recipe: RewardRecipe, groups: Tensor | None = None, gather: Gather | None = None
+    measured: Measured, recipe: RewardRecipe, groups: Tensor | None = None, gather: Gather = one_process
 ) -> Payment:
     """What each response of a rollout is paid, and its parts: everything computed once.
 
     groups: (B,) int64, equal for answers to one prompt. gather: for several processes, so that combiners read the
     responses of all.
     """
-    gather = gather or (lambda rows: (rows, 0))
     raw = less_baseline(measured, recipe, groups, gather)
     h = normalise_holistic(raw, recipe.holistic_mean, recipe.holistic_std, measured.too_short)
     return pay(aspects_of(measured, recipe), measured.lengths, h, measured.too_short, recipe, groups, gather)
 
 
-def less_baseline(measured: Measured, recipe: RewardRecipe, groups: Tensor | None, gather: Gather) -> Tensor:
+def less_baseline(
+    measured: Measured, recipe: RewardRecipe, groups: Tensor | None, gather: Gather = one_process
+) -> Tensor:
     """Raw holistic scores less their baseline, so that levels of different prompts do not count. -> (B,).
 
     `group`: the mean of the prompt's answers that have text. The others are in `measured.baseline`. A preference model
@@ -47,9 +53,14 @@ def less_baseline(measured: Measured, recipe: RewardRecipe, groups: Tensor | Non
         raise ValueError(f"the baseline {recipe.baseline!r} was not measured")
     table = torch.stack([measured.holistic.double(), groups.double(), (~measured.too_short).double()], dim=1)
     union, start = gather(table)
-    raw, (_, ids), counted = union[:, 0], union[:, 1].unique(return_inverse=True), union[:, 2] == 1
-    mean, _, _ = group_moments(raw[:, None], ids, counted)
-    return measured.holistic.double() - mean[start : start + len(groups), 0]
+    return less_group_mean(union[:, 0], union[:, 1], union[:, 2] == 1)[start : start + len(groups)]
+
+
+def less_group_mean(raw: Tensor, groups: Tensor, counted: Tensor) -> Tensor:
+    """Scores less the mean of their group, which is that of its counted responses. All (B,); -> (B,) float64."""
+    _, ids = groups.unique(return_inverse=True)
+    mean, _ = group_moments(raw.double()[:, None], ids, counted)
+    return raw.double() - mean[:, 0]
 
 
 def aspects_of(measured: Measured, recipe: RewardRecipe) -> dict[str, list[Tensor]]:
@@ -148,7 +159,7 @@ def pay(
     too_short: Tensor,
     recipe: RewardRecipe,
     groups: Tensor | None = None,
-    gather: Gather | None = None,
+    gather: Gather = one_process,
 ) -> Payment:
     """What each response is paid: its shares of w_k * aspect k and, on the last token, of w_h * h (alarm.combiners).
 
@@ -156,7 +167,7 @@ def pay(
     `combine`. A response that is too short gets w_h * h (h = -10) and no aspect reward in every reward type. The gate
     is computed in every reward type, because the log reports how many responses reach it.
     """
-    h, gather = h.double(), gather or (lambda rows: (rows, 0))
+    h = h.double()
     aspects = {name: [row.float().cpu() for row in aspects[name]] for name in recipe.paid if name in aspects}
     weights = h.new_tensor([recipe.paid[name] for name in aspects])
     gate = open_gate(h, too_short, recipe.threshold)

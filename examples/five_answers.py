@@ -8,7 +8,7 @@ factuality rewards of long-form QA).
 
 import torch
 
-from alarm.combiners import COMBINERS, Options
+from alarm.combiners import COMBINERS
 from alarm.recipe import RewardRecipe
 from alarm.rewards import combine
 from alarm.types import Measured, TokenScore
@@ -32,7 +32,7 @@ def measured() -> Measured:
 
 def rewards(name: str, shaping: str) -> list[float]:
     """The whole reward of each answer; w_h = w_facts = 1, threshold 0.6."""
-    recipe = RewardRecipe(name, 0.6, 1.0, {"facts": 1.0}, shaping=shaping, options=Options())
+    recipe = RewardRecipe(name, 0.6, 1.0, {"facts": 1.0}, shaping=shaping)
     groups = torch.zeros(len(ANSWERS), dtype=torch.long)
     return [row.double().sum().item() for row in combine(measured(), recipe, groups).rewards]
 

@@ -11,12 +11,11 @@ import argparse
 import itertools
 import json
 import random
-from pathlib import Path
 from statistics import fmean
 
 from alarm.api import Task
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable, write_text
+from alarm.common.files import check_new_file, write_text
 from alarm.common.flags import half_share, parser, positive_int, seed_value
 from alarm.tasks.find import add_task_flag, task_of
 from miniature.sample import load_samples
@@ -65,9 +64,7 @@ def make_pairs(
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args, task = parse_args(argv), task_of(argv)
-    check_writable(args.save_path, "--save_path")
-    if Path(args.save_path).exists():
-        raise UserError(f"--save_path {args.save_path} exists; give the path of a new file")
+    check_new_file(args.save_path, "--save_path")
     pairs = make_pairs(
         task, load_samples(args.samples), args.flips, args.pairs_per_prompt, random.Random(f"pairs {args.seed}")
     )

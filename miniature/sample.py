@@ -12,8 +12,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable, read_rows, require_fields, write_text
+from alarm.common.errors import report_user_errors
+from alarm.common.files import check_new_file, read_rows, require_fields, write_text
 from alarm.common.flags import add_policy_flags, parser, positive_int, seed_value
 from alarm.tasks.find import add_task_flag, task_of
 from alarm.training.flags import resolve_policy
@@ -41,9 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args, task = parse_args(argv), task_of(argv)
-    check_writable(args.save_path, "--save_path")
-    if Path(args.save_path).exists():
-        raise UserError(f"--save_path {args.save_path} exists; give the path of a new file")
+    check_new_file(args.save_path, "--save_path")
     rows = task.load(args.prompts)[: args.limit]
 
     args.policy_ckpt = resolve_policy(args.policy_ckpt)

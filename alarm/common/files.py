@@ -198,14 +198,18 @@ def check_writable(path: str | Path, flag: str) -> None:
         raise UserError(f"{flag} {path} cannot be written: {place} is read-only; give another one")
 
 
-def check_new_file(path: str | Path, flag: str, overwrite: bool) -> None:
-    """Raise UserError unless the file that `flag` names may be written: it is new, or --overwrite was given."""
+def check_new_file(path: str | Path, flag: str, overwrite: bool | None = None) -> None:
+    """Raise UserError unless the file that `flag` names may be written: it is new, or --overwrite was given.
+
+    overwrite: None if the command has no such flag.
+    """
     path = Path(path)
     check_writable(path, flag)
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder; give the path of a file")
     if path.exists() and not overwrite:
-        raise UserError(f"{flag} {path} exists; give another one, or --overwrite to replace it")
+        instead = "" if overwrite is None else ", or --overwrite to replace it"
+        raise UserError(f"{flag} {path} exists; give another one{instead}")
 
 
 def check_folder(path: str | Path, flag: str) -> None:

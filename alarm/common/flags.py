@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import UserError
@@ -92,6 +93,12 @@ def named_numbers(text: str) -> dict[str, float]:
             raise argparse.ArgumentTypeError(f"{part} is no NAME=NUMBER, or names {name} again")
         found[name.strip()] = finite_float(number)
     return found
+
+
+def check_names(named: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise UserError if `what`, such as --targets, names something that is none of `known`."""
+    if unknown := set(named) - set(known):
+        raise UserError(f"{what} names {min(unknown)!r}, which is none of {', '.join(sorted(known))}")
 
 
 # argparse names the type in its message: "invalid int value"

@@ -33,8 +33,13 @@ MEASURED = ("greedy", "reference")  # the baselines that need an answer to each 
 SETTINGS = ("dtype", "max_input_len", "max_generated_len", "chat_template", "source_language", "target_language")
 
 
-def check_baseline_flags(args: argparse.Namespace) -> None:
-    """Raise UserError for flags of baselines that have no use, and for a file that is none. Loads no model."""
+def check_baseline_flags(args: argparse.Namespace, grouped: bool) -> None:
+    """Raise UserError for flags of baselines that have no use, and for a file that is none. Loads no model.
+
+    grouped: the command samples groups of answers, which `group` needs.
+    """
+    if grouped and args.holistic_baseline == "group" and args.samples_per_prompt < 2:
+        raise UserError("--holistic_baseline group is a mean over answers; give --samples_per_prompt 2 or more")
     if args.holistic_baseline not in MEASURED and args.baseline_file is not None:
         raise UserError("--baseline_file goes with --holistic_baseline greedy or reference; drop it")
     if args.holistic_baseline != "greedy" and args.baseline_policy is not None:

@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     start = policy
     if args.baseline_policy is not None:
         start = resolve_policy(args.baseline_policy, flag="--baseline_policy")
-    check_baselines(args, names)
+    check_baseline_flags(args, grouped=True)
+    if args.holistic_baseline != "none" and "holistic" not in names:
+        raise UserError("--holistic_baseline is one of the holistic reward; add holistic to --rewards, or drop it")
     if "holistic" in names and args.holistic_model is not None:
         check_model_name(args.holistic_model, "--holistic_model")
     rows = load_prompts(args)
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.holistic_baseline != "none":
         whats["holistic"] += f", less its baseline ({args.holistic_baseline})"
     if args.holistic_baseline == "group":
-        samples = less_group_mean(samples, args.samples_per_prompt)
+        samples = of_groups(samples, args.samples_per_prompt)
         whats[LEVEL] = "raw score of the holistic model, without a baseline"
     rewards = describe_samples(samples, whats, normalised(task))
     if not state.is_main_process:
@@ -151,15 +153,6 @@ def load_prompts(args: argparse.Namespace) -> list[dict]:
     if len(rows) < 2:
         raise UserError(f"{args.prompts} gives 1 prompt, which has no deviation; give {FEW} or more")
     return rows
-
-
-def check_baselines(args: argparse.Namespace, names: list[str]) -> None:
-    """Raise UserError for flags of baselines that contradict the others. Loads no model."""
-    check_baseline_flags(args)
-    if args.holistic_baseline != "none" and "holistic" not in names:
-        raise UserError("--holistic_baseline is one of the holistic reward; add holistic to --rewards, or drop it")
-    if args.holistic_baseline == "group" and args.samples_per_prompt < 2:
-        raise UserError("--holistic_baseline group is a mean over answers; give --samples_per_prompt 2 or more")
 
 
 # --- sampling and scoring --------------------------------------------------------------------------------------------
@@ -222,18 +215,19 @@ def sample_and_measure(
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
 
-def less_group_mean(samples: list[dict], size: int) -> list[dict]:
+def of_groups(samples: list[dict], size: int) -> list[dict]:
     """The holistic score less its mean over the responses to the prompt that have text; the score itself as LEVEL."""
-    groups: dict[int, list[float]] = {}
-    for sample in samples:
-        if sample["generation"].strip():
-            groups.setdefault(sample["index"] // size, []).append(sample["holistic"])
-    found = []
-    for sample in samples:
-        group = groups.get(sample["index"] // size, [0.0])
-        raw = sample["holistic"]
-        found.append(sample | {"holistic": raw - sum(group) / len(group), LEVEL: raw})
-    return found
+    import torch
+
+    from ..rewards import less_group_mean
+
+    raw = torch.tensor([sample["holistic"] for sample in samples], dtype=torch.float64)
+    groups = torch.tensor([sample["index"] // size for sample in samples])
+    counted = torch.tensor([bool(sample["generation"].strip()) for sample in samples])
+    less = less_group_mean(raw, groups, counted).tolist()
+    return [
+        sample | {"holistic": score, LEVEL: sample["holistic"]} for sample, score in zip(samples, less, strict=True)
+    ]
 
 
 def describe_samples(samples: list[dict], rewards: dict[str, str], is_normalised: set[str]) -> dict[str, dict]:

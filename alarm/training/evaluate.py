@@ -63,11 +63,11 @@ def evaluate(
         for batch, rollout, measured in answered(
             prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
         ):
-            level = measured
+            compared = measured
             if recipe.baseline == "group":
-                baseline = torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64)
-                level = replace(measured, baseline=baseline)
-            payment = combine(level, alone)
+                level = torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64)
+                compared = replace(measured, baseline=level)
+            payment = combine(compared, alone)
             metrics = metrics_of(measured, payment)
             for k, i in enumerate(batch):
                 record = {"index": i // samples} | ({"sample": i % samples} if samples > 1 else {})

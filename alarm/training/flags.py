@@ -17,6 +17,7 @@ from ..common.flags import (
     add_flag,
     add_policy_flags,
     check_model_name,
+    check_names,
     finite_float,
     named_numbers,
     nonnegative_float,
@@ -247,7 +248,7 @@ def add_baseline_flags(add: Callable) -> None:
     add(
         "baseline_file",
         "with --holistic_baseline greedy or reference: file that keeps the measured scores, for several runs "
-        "(default: baselines.json in the run's folder; none with --test)",
+        "(default: baselines.json in the folder of a training run; without training none is kept)",
     )
 
 
@@ -324,8 +325,7 @@ def check_weights(args: argparse.Namespace, task: Task) -> None:
     """Raise UserError if a combiner has nothing to combine, or if a constant names no aspect."""
     names = {aspect.name for aspect in task.aspects}
     for flag, known in {"references": names | {"holistic"}, "targets": names}.items():
-        if unknown := set(getattr(args, flag)) - known:
-            raise UserError(f"--{flag} names {min(unknown)}, which is none of {', '.join(sorted(known))}")
+        check_names(getattr(args, flag), known, f"--{flag}")
     if RewardRecipe.from_flags(args, task).pays_nothing:
         raise UserError(f"--reward_type {args.reward_type} with weights of 0 pays nothing; give an aspect a weight")
 
@@ -342,14 +342,11 @@ def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
         raise UserError(
             f"--advantage {args.advantage} compares answers to one prompt; give --samples_per_prompt 2 or more"
         )
-    if not args.test and args.samples_per_prompt < 2:
-        if args.reward_type in ALONE:
-            raise UserError(
-                f"--reward_type {args.reward_type} compares answers to one prompt; give --samples_per_prompt 2 or more"
-            )
-        if args.holistic_baseline == "group":
-            raise UserError("--holistic_baseline group is a mean over answers; give --samples_per_prompt 2 or more")
-    check_baseline_flags(args)
+    if not args.test and args.samples_per_prompt < 2 and args.reward_type in ALONE:
+        raise UserError(
+            f"--reward_type {args.reward_type} compares answers to one prompt; give --samples_per_prompt 2 or more"
+        )
+    check_baseline_flags(args, grouped=not args.test)
     if args.test and args.holistic_baseline == "greedy" and args.baseline_policy is None:
         raise UserError(
             "--holistic_baseline greedy with --test needs --baseline_policy: the policy that training started from"

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import check_writable
+from alarm.common.files import check_new_file
 from alarm.common.flags import parser, seed_value, unit_share
 from alarm.tasks.qa.feedback import ANSWERS
 from miniature.qa.data import FEEDBACK_NOISE, feedback_row, make_answer, write_rows
@@ -35,9 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_writable(args.save_path, "--save_path")
-    if Path(args.save_path).exists():
-        raise UserError(f"--save_path {args.save_path} exists; give the path of a new file")
+    check_new_file(args.save_path, "--save_path")
     samples = load_samples(args.samples)
     if any(len(answers) != len(ANSWERS) for _, answers in samples):
         raise UserError(f"{args.samples} must hold {len(ANSWERS)} answers to each prompt; sample with --samples 4")

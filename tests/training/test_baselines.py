@@ -11,7 +11,7 @@ from alarm import calibrate, train_ppo
 from alarm.api import Task
 from alarm.common.errors import UserError
 from alarm.training.baselines import reference_texts, with_baselines
-from alarm.training.calibrate import less_group_mean
+from alarm.training.calibrate import of_groups
 from alarm.training.rollout import Prompt
 from helpers import FIXTURES, ROOT
 
@@ -56,7 +56,6 @@ def train(task, run, **flags):
 def test_the_start_policy_is_the_zero_of_its_own_greedy_answers(tmp_path, task, fresh_accelerate):
     log = train(task, tmp_path / "run", holistic_baseline="greedy")
     assert log[0]["dev"]["holistic_reward"] == pytest.approx(0, abs=1e-6)  # greedy less greedy
-    assert log[0]["dev"]["gate_rate"] == 1 if "gate_rate" in log[0]["dev"] else True
     kept = json.loads((tmp_path / "run" / "baselines.json").read_text())
     prompts = sum(len(json.loads((DATA / f"{split}.json").read_text())) for split in ("train", "dev"))
     assert len(kept["scores"]) == prompts and kept["baseline"] == "greedy"
@@ -145,12 +144,12 @@ def test_a_test_of_greedy_names_the_start_policy(tmp_path, task, fresh_accelerat
     assert "baseline_policy" in json.loads((tmp_path / "out.meta.json").read_text())["models"]
 
 
-def test_less_group_mean_by_hand():
+def test_scores_less_the_mean_of_their_group_by_hand():
     samples = [
         {"index": i, "generation": text, "holistic": score}
         for i, (text, score) in enumerate([("a", 1.0), ("b", 4.0), (" ", 9.0), ("c", 2.0)])
     ]
-    found = less_group_mean(samples, 2)
+    found = of_groups(samples, 2)
     assert [row["holistic"] for row in found] == [-1.5, 1.5, 7.0, 0.0]
     assert [row["holistic_level"] for row in found] == [1.0, 4.0, 9.0, 2.0]
 

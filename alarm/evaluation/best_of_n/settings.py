@@ -12,6 +12,7 @@ import numpy as np
 from ...api import Task
 from ...combiners import Options
 from ...common.errors import UserError
+from ...common.flags import check_names
 from ...recipe import RewardRecipe
 from .samples import Samples
 
@@ -162,7 +163,7 @@ class Payer:
                 baseline = torch.from_numpy(self.samples.baseline)
             raw = torch.from_numpy(self.samples.raw)
             measured = Measured([1] * len(raw), self.too_short, raw, {}, baseline)
-            self._levels[recipe.baseline] = less_baseline(measured, recipe, self.groups, lambda rows: (rows, 0))
+            self._levels[recipe.baseline] = less_baseline(measured, recipe, self.groups)
         return self._levels[recipe.baseline]
 
     def scores(self, recipe: RewardRecipe) -> Scores:
@@ -205,8 +206,12 @@ def scale_of(payer: Payer, baseline: str) -> Scale:
     if std <= 1e-6 * np.abs(level).max(initial=0.0):
         raise UserError(f"the holistic scores of {payer.samples.path} are all equal; look at the holistic model")
     mean = 0.0 if abs(mean) < 1e-12 * std else mean  # less the mean of each prompt
-    raw = payer.level(replace(PLAIN, baseline="none"))[~payer.too_short].mean().item()
-    return Scale(mean, std, "measured on these answers", raw)
+    return Scale(mean, std, "measured on these answers", level_of(payer))
+
+
+def level_of(payer: Payer) -> float:
+    """The mean raw holistic score of the answers with text."""
+    return payer.level(PLAIN)[~payer.too_short].mean().item()
 
 
 PLAIN = RewardRecipe("holistic_only", 0.0, 1.0)
@@ -219,6 +224,5 @@ def listed(args: Namespace, task: Task) -> dict[str, Sequence]:
     found |= {name: getattr(args, name) for name in OPTIONS if name not in NO_RANKING}
     names = {aspect.name for aspect in task.aspects}
     for flag, known in {"references": names | {"holistic"}, "multipliers": names}.items():
-        if unknown := {name for numbers in found[flag] for name in numbers} - known:
-            raise UserError(f"--{flag} names {min(unknown)}, which is none of {', '.join(sorted(known))}")
+        check_names((name for numbers in found[flag] for name in numbers), known, f"--{flag}")
     return found
