@@ -14,6 +14,7 @@ from alarm.api import Settings, Task
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_new_file
 from alarm.common.flags import check_model_name, parser, positive_int
+from alarm.diagnostics import GATED
 from alarm.tasks.find import add_task_flag, find_task
 from alarm.training import main as training
 from alarm.training.flags import resolve_policy
@@ -78,7 +79,7 @@ def rows_of(task: Task, queries: list[str], path: str) -> list[dict]:
 def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -> dict[str, str]:
     """What the rewards were made with, for the head of the report."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
-    gate = f", threshold {recipe.threshold:g}" if recipe.reward_type == "hierarchical" else ""
+    gate = f", threshold {recipe.threshold:g}" if recipe.reward_type in GATED else ""
     holistic = args.holistic_model or f"the function of {task.source}"
     own = [flag.name for flag in (*task.flags, *(flag for aspect in task.aspects for flag in aspect.flags))]
     settings = "; ".join(f"{name} {getattr(args, name)}" for name in own if getattr(args, name) is not None)
