@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
@@ -16,8 +17,9 @@ from alarm.common.files import check_writable, whole_folder
 from alarm.common.flags import parser, positive_int, seed_value
 
 WORLDS = ("qa", "mt")
-# marks that follow a word without a space
+# marks that follow a word without a space, and the one between a clause's alternatives
 MARKS = frozenset(".,:;?!")
+CUT = "[" + re.escape("".join(sorted(MARKS)) + "|") + "]"
 HEAD = 16  # size of an attention head
 # initial weights have deviation size**-0.5: with the usual 0.02 attention of this size stays flat for long
 WINDOW = 32  # of a Longformer's layers that read a clause: so many tokens, half of them on each side
@@ -47,12 +49,14 @@ def policy_tokenizer(words: list[str]):
 
 def reader_tokenizer(words: list[str], positions: int, both_ends: bool):
     """<s>=0, <pad>=1, </s>=2, <unk>=3, words, <mask>. both_ends: a text gets <s> and </s>, else <s> alone."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocab = {word: number for number, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", *words, "<mask>"))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(CUT), "isolated")]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"<s> $A{' </s>' if both_ends else ''}", special_tokens=[("<s>", 0), ("</s>", 2)]
     )

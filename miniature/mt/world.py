@@ -456,6 +456,12 @@ def split_of(meaning: Meaning) -> str:
     return {0: "test", 1: "dev"}.get(bucket, "train")
 
 
+def vocabulary() -> list[str]:
+    """Every word of both languages as sentences write it, with and without a capital, the marks and the speakers."""
+    forms = {form for language in words() for word in language for form in (word, word[:1].upper() + word[1:])}
+    return sorted(forms | {".", ",", ":", "Human", "Assistant"})
+
+
 def words() -> tuple[set[str], set[str]]:
     """All Spanish and all English words, in lower case (I is I)."""
     es = {"no", "nunca", "a", "al", "de", "del", "que", *SPANISH_FUTURE}
