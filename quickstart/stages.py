@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from alarm.common.console import Table, plain_table
 from alarm.common.files import read_rows
 from alarm.evaluation.provenance import SIDECAR
 from alarm.training.run import read_log
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command. `words` is called when the stage's turn comes: it may read what earlier stages wrote."""
-
-    name: str
-    output: str  # file or folder in the work folder; it appears whole, or holds a run that --resume continues
-    words: Callable[[], list[str]]
-    resumable: bool = False
-
-
-def flag_words(**values) -> list[str]:
-    """Keyword arguments as command-line words; True gives a switch."""
-    words = []
-    for name, value in values.items():
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not None:
-            words += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]
-    return words
-
-
-def short(path: Path) -> str:
-    """The path as typed from the repository root."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+from miniature.stages import Stage, short
 
 
 def plots(work: Path) -> Stage:
