@@ -1,8 +1,8 @@
 """How well each reward agrees with the truth, within prompts and across them. `python -m miniature.agreement`
 
-For a task with an aspect `oracle`. Answers are sampled from a policy, several to a prompt. For each reward:
+Reads samples of `train_ppo --test --num_samples N` with a column `oracle`. For each reward:
     within      of the pairs of answers to one prompt of unequal quality, the share that it orders rightly (ties: half)
-    across      rank correlation with true quality, over one answer of each prompt
+    across      rank correlation with true quality, over the first answer to each prompt
     length      change of the reward, in its own deviations, for one token more at equal quality, within prompts
 Intervals are bootstraps over prompts, 95%.
 """
@@ -13,29 +13,28 @@ import argparse
 
 import numpy as np
 
+from alarm.api import Task
 from alarm.common.bootstrap import interval, resample
-from alarm.common.errors import report_user_errors
+from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_new_file, write_json
 from alarm.common.flags import parser, positive_int
+from alarm.evaluation.best_of_n.samples import Samples, read_samples
 from alarm.tasks.find import add_task_flag, find_task
 
-from .sampling import load_parts, sampled, settings_for
+TRUTH = "oracle"
+LENGTH = "response_length"
 
-SHAPED = ("none", "sigmoid", "centred")
 
-
-def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    flags = parser(__doc__.split("\n\n")[0] + " Other flags are those of train_ppo.py.")
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    flags = parser(__doc__.split("\n\n")[0])
     add_task_flag(flags)
     add = flags.add_argument
-    add("--policy_ckpt", required=True, help="policy whose answers are scored")
-    add("--prompts", required=True, help="held-out prompts")
-    add("--limit", type=positive_int, default=300, help="use the first so many prompts")
-    add("--samples", type=positive_int, default=4, help="answers to a prompt")
-    add("--holistic", nargs="*", default=[], help="folders of holistic models")
+    add("--samples", required=True, help="samples of train_ppo.py --test --test_do_sample --num_samples N")
+    add("--holistic", nargs="*", default=[], help="folders of other holistic models, which score the same answers")
+    add("--rm_max_batch_size", type=positive_int, default=64, help="texts per forward pass of a holistic model")
     add("--output", required=True, help="JSON file to write")
     add("--overwrite", action="store_true", help="replace --output if it exists")
-    return flags.parse_known_args(argv)
+    return flags.parse_args(argv)
 
 
 def within(reward: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,44 +102,49 @@ def table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def rewards_of(task: Task, samples: Samples) -> dict[str, np.ndarray]:
+    """Name -> (B,): the holistic score, each metric of the paid aspects (turned so that more is better), the length."""
+    found = {"holistic": samples.raw}
+    for aspect in task.aspects:
+        if all(metric.no_aspect for metric in aspect.metrics):
+            continue  # the truth and its parts
+        for metric in aspect.metrics:
+            values = samples.columns[metric.key]
+            found[metric.name] = -values if metric.lower_wins else values
+    return found | {"length": samples.columns[LENGTH]}
+
+
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
-    args, flags = parse_args(argv)
+    args = parse_args(argv)
     check_new_file(args.output, "--output", args.overwrite)
-    task = find_task(args.task)
-    rows = task.load(args.prompts)[: args.limit]
+    task, samples = find_task(args.task), read_samples(args.samples)
+    if TRUTH not in samples.columns:
+        raise UserError(f"{args.samples} has no column '{TRUTH}'; make it with the task file of a small world")
+    many = set(samples.sizes.tolist())
+    if len(many) > 1 or many == {1}:
+        raise UserError(f"{args.samples} needs the same number of answers to each prompt, two or more; sample it anew")
+    rewards = rewards_of(task, samples)
+    if args.holistic:
+        from alarm.models.holistic import HolisticModel
 
-    from alarm.models.holistic import HolisticModel
-    from alarm.rewards import aspect_rewards
-    from alarm.scoring import measure
-
-    settings = settings_for(task, args.policy_ckpt, flags)
-    aspects = [aspect.name for aspect in task.aspects]
-    policy, tokenizer, scorer = load_parts(task, settings, aspects, holistic=False)
-    holistic = {f"holistic {name}": HolisticModel.load(name) for name in args.holistic}
-    values: dict[str, list[float]] = {}
-    try:
-        for rollout in sampled(task, settings, policy, tokenizer, rows, args.samples):
-            measured = measure(rollout, scorer, aspects)
-            batch = {"truth": measured.aspects["oracle"].metrics["oracle"], "length": measured.lengths}
-            for name, model in holistic.items():
-                limits = {"max_length": task.holistic_max_tokens, "batch_size": settings.rm_max_batch_size}
-                batch[name] = model.score(rollout.queries, rollout.responses, **limits).tolist()
-            for name in aspects:
-                for shaping in SHAPED if name != "oracle" else ():
-                    paid = aspect_rewards(measured.aspects[name], measured.lengths, shaping)
-                    batch[f"{name}, {shaping}"] = [row.double().sum().item() for row in paid]
-            for name, row in batch.items():
-                values.setdefault(name, []).extend(row)
-    finally:
-        scorer.close()
-    arrays = {name: np.array(row, dtype=float).reshape(-1, args.samples) for name, row in values.items()}
-    truth, lengths = arrays.pop("truth"), arrays["length"]
-    found = {name: agreement(reward, truth, lengths) for name, reward in arrays.items()}
-    content = {"policy": args.policy_ckpt, "prompts": len(truth), "samples": args.samples}
-    write_json(args.output, content | {"true_quality": float(truth.mean()), "rewards": found})
-    print(f"{len(truth)} prompts, {args.samples} answers each, true quality {truth.mean():.3f}")
+        limits = {"max_length": task.holistic_max_tokens, "batch_size": args.rm_max_batch_size}
+        for name in args.holistic:
+            rewards[f"holistic {name}"] = HolisticModel.load(name).score(samples.queries, samples.answers, **limits)
+    shape = (-1, many.pop())
+    truth, lengths = (samples.columns[name].reshape(shape) for name in (TRUTH, LENGTH))
+    found = {
+        name: agreement(np.asarray(values, dtype=float).reshape(shape), truth, lengths)
+        for name, values in rewards.items()
+        if np.isfinite(values).all()
+    }
+    left_out = sorted(rewards.keys() - found.keys())
+    content = {"prompts": len(truth), "samples": shape[1], "true_quality": float(truth.mean())}
+    write_json(args.output, content | {"rewards": found, "not_finite": left_out})
+    print(f"{len(truth)} prompts, {shape[1]} answers each, true quality {truth.mean():.3f}")
     print(table(found))
+    if left_out:
+        print(f"left out, because a score is missing: {', '.join(left_out)}")
     print(f"wrote {args.output}")
 
 

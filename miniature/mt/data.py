@@ -118,11 +118,12 @@ def make_rows(count: int, split: str, rng: random.Random, seen: set[str], shares
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_new_folder(args.save_dir, "--save_dir")
-    rng, seen = random.Random(args.seed), set()
+    seen = set()
     report = {}
     with whole_folder(args.save_dir) as folder:
         for name in SIZES:
             shares = (args.grammar_faults, args.other_faults) if name in SPLIT else None
+            rng = random.Random(f"{args.seed} {name}")  # so that dev and test do not depend on the sizes of the others
             rows, faults = make_rows(getattr(args, name), SPLIT.get(name, name), rng, seen, shares)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
