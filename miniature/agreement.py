@@ -81,8 +81,8 @@ def agreement(reward: np.ndarray, quality: np.ndarray, lengths: np.ndarray) -> d
     one = np.ones((1, len(reward)))
     rank = float(correlations(*across, one)[0])
     return {
-        "within": float(right.sum() / pairs.sum()),
-        "within_interval": interval(drawn @ right / (drawn @ pairs)),
+        "within": float(right.sum() / pairs.sum()) if pairs.any() else None,
+        "within_interval": interval(drawn @ right / (drawn @ pairs)) if pairs.any() else None,
         "across": rank if np.isfinite(rank) else None,
         "across_interval": interval(correlations(*across, drawn)),
         "length": length_effect(reward, quality, lengths),

@@ -94,27 +94,27 @@ class Build:
             save_path=self.at(f"{split}_samples.jsonl"),
         )  # fmt: skip
 
-    def preferences(self, **flags) -> None:
-        for share in dict.fromkeys((FLIPS, *self.args.flips)):
-            self.pairs("train", share, **flags)
-        self.pairs("dev", 0.0)
+    @property
+    def flips(self) -> list[float]:
+        return list(dict.fromkeys((FLIPS, *self.args.flips)))
 
-    def pairs(self, split: str, share: float, **flags) -> None:
-        name = f"pairs_{split}_{round(100 * share)}.jsonl"
-        self.add(
-            f"preferences on {split} answers, {share:.0%} turned round", name, ["-m", "miniature.preferences"],
-            **self.task, samples=self.at(f"{split}_samples.jsonl"), flips=share, save_path=self.at(name),
-            seed=self.args.seed, **flags,
-        )  # fmt: skip
+    def preferences(self, **flags) -> None:
+        for split, shares in (("train", self.flips), ("dev", [0.0])):
+            self.add(
+                f"preferences between {split} answers", f"pairs_{split}",
+                ["-m", "miniature.preferences", "--flips", *map(str, shares)], **self.task,
+                samples=self.at(f"{split}_samples.jsonl"), save_dir=self.at(f"pairs_{split}"), seed=self.args.seed,
+                **flags,
+            )  # fmt: skip
 
     def holistic(self, steps: int, **flags) -> None:
-        for share in dict.fromkeys((FLIPS, *self.args.flips)):
+        for share in self.flips:
             percent = round(100 * share)
             folder = "holistic" if share == FLIPS else f"holistic_{percent}"
             self.add(
                 f"holistic model, {percent}% flips", folder, ["-m", "alarm.train_holistic"],
-                model_path=self.at("base/llama"), train_file=self.at(f"pairs_train_{percent}.jsonl"),
-                dev_file=self.at("pairs_dev_0.jsonl"), save_dir=self.at(folder), num_epochs=100,
+                model_path=self.at("base/llama"), train_file=self.at(f"pairs_train/{percent}.jsonl"),
+                dev_file=self.at("pairs_dev/0.jsonl"), save_dir=self.at(folder), num_epochs=100,
                 max_steps=self.size(steps), selection_share=0.0, seed=self.args.seed, **flags,
             )  # fmt: skip
 
@@ -133,15 +133,15 @@ class Build:
             "mt": {"grammar_backend": self.args.grammar_backend},
         }[self.world.name]
         self.add(
-            "scored answers to dev prompts", "dev_scored.jsonl", ["-m", "alarm.train_ppo"], **self.task, **holistic,
+            "scored answers to dev prompts", "dev_scored.json", ["-m", "alarm.train_ppo"], **self.task, **holistic,
             **self.lengths, **aspects, test=True, test_do_sample=True, num_samples=4, test_file=dev,
-            batch_size=256, rm_max_batch_size=64, save_dir=self.at("dev_scored.jsonl"), seed=self.args.seed,
+            batch_size=256, rm_max_batch_size=64, save_dir=self.at("dev_scored.json"), seed=self.args.seed,
         )  # fmt: skip
-        others = [self.at(f"holistic_{round(100 * share)}") for share in self.args.flips if share != FLIPS]
+        others = [self.at(f"holistic_{round(100 * share)}") for share in self.flips[1:]]
         self.add(
             "agreement with the truth", "agreement.json",
             ["-m", "miniature.agreement", *(["--holistic", *others] if others else [])], **self.task,
-            samples=self.at("dev_scored.jsonl"), output=self.at("agreement.json"),
+            samples=self.at("dev_scored.json"), output=self.at("agreement.json"),
         )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def test_pairs_follow_the_truth_but_for_the_share_that_is_turned_round(samples):
     task = find_task(str(TASK_FILE))
     rows = {row["text"]: row for row, _ in samples}
     for flips in (0.0, 0.25):
-        pairs = preferences.make_pairs(task, samples, flips, 3, random.Random(0))
+        made = preferences.make_pairs(task, samples, 3, random.Random(0))
+        pairs = preferences.flipped(made, flips, random.Random(0))
         gains = [
             judge_row(rows[pair["prompt"]], pair["chosen"]).total
             - judge_row(rows[pair["prompt"]], pair["rejected"]).total
@@ -53,13 +54,32 @@ def test_pairs_follow_the_truth_but_for_the_share_that_is_turned_round(samples):
 
 
 def test_the_command_writes_what_train_holistic_reads(samples, tmp_path, capsys):
-    file, target = tmp_path / "samples.jsonl", tmp_path / "pairs.jsonl"
+    file, target = tmp_path / "samples.jsonl", tmp_path / "pairs"
     file.write_text("".join(json.dumps({"row": row, "answers": answers}) + "\n" for row, answers in samples))
-    command = ["--task", str(TASK_FILE), "--samples", str(file), "--flips", "0.1", "--save_path", str(target)]
+    command = ["--task", str(TASK_FILE), "--samples", str(file), "--flips", "0", "0.1", "--save_dir", str(target)]
     preferences.main(command)
-    pairs = load_preferences(target)
+    right, pairs = (load_preferences(target / f"{percent}.jsonl") for percent in (0, 10))
     assert f"{len(pairs)} pairs" in capsys.readouterr().out
+    assert sum(one != other for one, other in zip(right, pairs, strict=True)) == round(0.1 * len(pairs))
     with pytest.raises(SystemExit) as stop:
         preferences.main(command)
     assert stop.value.code == 2
-    assert "exists" in capsys.readouterr().err
+    assert str(target) in capsys.readouterr().err
+
+
+def test_a_judge_with_a_length_bias_prefers_longer_answers(samples):
+    task = find_task(str(TASK_FILE))
+    shares = [
+        preferences.longer_chosen(preferences.make_pairs(task, samples, 3, random.Random(0), bias))
+        for bias in (-1.0, 0.0, 1.0)
+    ]
+    assert shares[0] == 0
+    assert 0 < shares[1] < 1
+    assert shares[2] == 1
+
+
+def test_the_share_of_longer_choices_leaves_out_equal_lengths():
+    pair = {"prompt": "", "chosen": "a b", "rejected": "a"}
+    turned = {"prompt": "", "chosen": "a", "rejected": "a b"}
+    equal = {"prompt": "", "chosen": "a", "rejected": "b"}
+    assert preferences.longer_chosen([pair, pair, turned, equal]) == pytest.approx(2 / 3)

@@ -61,22 +61,34 @@ def test_from_nothing_to_ppo(tmp_path, capsys, fresh_accelerate):
             )
         ]
         (tmp_path / f"made_{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        words = ["--samples", at(f"made_{split}.jsonl"), "--save_path", at(f"pairs_{split}.jsonl")]
+        words = ["--samples", at(f"made_{split}.jsonl"), "--save_dir", at(f"pairs_{split}")]
         preferences.main([*TASK, *words])
-    pairs = ["--train_file", at("pairs_train.jsonl"), "--dev_file", at("pairs_dev.jsonl")]
+    pairs = ["--train_file", at("pairs_train/0.jsonl"), "--dev_file", at("pairs_dev/0.jsonl")]
     train_holistic.main(["--model_path", at("base/llama"), *pairs, "--save_dir", at("holistic"), *start])
 
     scoring = ["--reward_model_dir", at("rm"), "--splitter", "sentencizer"]
-    words = ["--policy_ckpt", at("sft"), "--prompts", at("data/dev.json"), "--holistic", at("holistic")]
+    models_of = [
+        "--policy_ckpt",
+        at("sft"),
+        "--holistic_model",
+        at("holistic"),
+        *scoring,
+        *LENGTHS,
+        "--dtype",
+        "float32",
+    ]
+    several = ["--test", "--test_do_sample", "--num_samples", "2", "--test_file", at("data/dev.json")]
+    train_ppo.main([*TASK, *models_of, *several, "--save_dir", at("scored.json")])
     # the start of two steps says nothing true: all its answers are worth the same
-    agreement.main([*TASK, *words, "--output", at("found.json"), *scoring, *LENGTHS])
-    rewards = json.loads((tmp_path / "found.json").read_text())["rewards"]
-    assert {"factuality, centred", "relevance, sigmoid", f"holistic {at('holistic')}", "length"} <= set(rewards)
+    agreement.main([*TASK, "--samples", at("scored.json"), "--holistic", at("holistic"), "--output", at("found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {"holistic", f"holistic {at('holistic')}", "length"} <= found["rewards"].keys() | set(found["not_finite"])
+    assert not any(name.startswith("oracle") for name in found["rewards"])
     capsys.readouterr()
 
     run = [
-        *TASK, "--policy_ckpt", at("sft"), "--train_file", at("data/train.json"), "--dev_file", at("data/dev.json"),
-        "--holistic_model", at("holistic"), *scoring, *LENGTHS, "--no_lora", "--dtype", "float32", "--batch_size", "8",
+        *TASK, *models_of, "--train_file", at("data/train.json"), "--dev_file", at("data/dev.json"),
+        "--no_lora", "--batch_size", "8",
         "--mini_batch_size", "4", "--gradient_accumulation_steps", "1", "--samples_per_prompt", "4", "--advantage",
         "rloo", "--holistic_baseline", "group", "--ultra_mean", "0", "--ultra_std", "1", "--holistic_level", "0",
         "--shaping", "centred",
