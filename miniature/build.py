@@ -83,7 +83,7 @@ class Build:
         self.add(
             name, output, ["-m", "alarm.train_sft"], **self.task, **self.lengths, model_path=self.at(start),
             train_file=self.at(train), dev_file=self.at(dev), save_dir=self.at(output), num_epochs=100,
-            max_steps=self.size(steps), seed=self.args.seed, **flags,
+            max_steps=self.size(steps), seed=self.args.seed, report_to="none", **flags,
         )  # fmt: skip
 
     def sample(self, split: str, prompts: int, samples: int) -> None:
@@ -107,13 +107,22 @@ class Build:
                 **flags,
             )  # fmt: skip
 
+    def reader(self, train: str, dev: str, steps: int, **flags) -> None:
+        """A language model from which the preference models start."""
+        self.add(
+            "a language model that reads answers", "reader", ["-m", "alarm.train_sft"],
+            task=f"miniature/{self.world.name}/reader.py", model_path=self.at("base/llama"), train_file=self.at(train),
+            dev_file=self.at(dev), save_dir=self.at("reader"), num_epochs=100, max_steps=self.size(steps),
+            seed=self.args.seed, report_to="none", **flags,
+        )  # fmt: skip
+
     def holistic(self, steps: int, **flags) -> None:
         for share in self.flips:
             percent = round(100 * share)
             folder = "holistic" if share == FLIPS else f"holistic_{percent}"
             self.add(
                 f"holistic model, {percent}% flips", folder, ["-m", "alarm.train_holistic"],
-                model_path=self.at("base/llama"), train_file=self.at(f"pairs_train/{percent}.jsonl"),
+                model_path=self.at("reader"), train_file=self.at(f"pairs_train/{percent}.jsonl"),
                 dev_file=self.at("pairs_dev/0.jsonl"), save_dir=self.at(folder), num_epochs=100,
                 max_steps=self.size(steps), selection_share=0.0, seed=self.args.seed, **flags,
             )  # fmt: skip
@@ -146,15 +155,15 @@ class Build:
 
 
 def mt_stages(build: Build) -> None:
-    build.data("data", build.args.seed, sft=57_600, sft_dev=500, train=30_000, dev=600, test=1000)
-    build.models(policy_size=128)
-    build.sft(
-        "supervised start", "start", "base/t5", "data/sft.jsonl", "data/sft_dev.jsonl", 900, batch_size=64, lr=3e-3
-    )
-    build.sample("train", 30_000, 2)
+    build.data("data", build.args.seed, sft=57_600, sft_dev=500, train=20_000, dev=600, test=1000)
+    build.models(policy_size=128, reward_size=128, reward_layers=2)
+    demonstrations = ("data/sft.jsonl", "data/sft_dev.jsonl")
+    build.sft("supervised start", "start", "base/t5", *demonstrations, 900, batch_size=64, lr=3e-3)
+    build.reader(*demonstrations, 900, batch_size=64, lr=4e-3)
+    build.sample("train", 20_000, 4)
     build.sample("dev", 600, 4)
-    build.preferences(pairs_per_prompt=1)
-    build.holistic(470, batch_size=64, lr=2e-3, max_length=96)
+    build.preferences(pairs_per_prompt=2)
+    build.holistic(600, batch_size=64, lr=1e-3, max_length=96)
     build.measure()
 
 
@@ -188,8 +197,9 @@ def qa_stages(build: Build) -> None:
             train_feedback_file=at("train_feedback.json"), dev_feedback_file=at("dev_feedback.json"),
             save_dir=at(f"rm/{folder}"), splitter="sentencizer", max_length=256, batch_size=16, seed=seed, **flags,
         )  # fmt: skip
+    build.reader("pre/train.json", "pre/dev.json", 1000, batch_size=32, lr=4e-3)
     build.preferences(pairs_per_prompt=2)
-    build.holistic(500, batch_size=32, lr=2e-3, max_length=256)
+    build.holistic(500, batch_size=32, lr=1e-3, max_length=256)
     build.measure()
 
 
