@@ -66,7 +66,7 @@ class Build:
     def size(self, number: int) -> int:
         return max(8, number // self.args.scale)
 
-    def add(self, name: str, output: str, command: list[str], **flags) -> None:
+    def add(self, name: str, output: str, command: list[str], /, **flags) -> None:
         words = [*command, *flag_words(**flags)]
         self.stages.append(Stage(name, output, lambda: words))
 
