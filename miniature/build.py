@@ -7,7 +7,7 @@ Each stage is a command that you could type. Run it again after an interruption:
     start/                the policy that PPO starts from
     holistic/             the preference model; --flips 0 0.25 add holistic_0/ and holistic_25/
     rm/                   qa: the aspect models
-    calibration.json      the scale of the holistic score less its group's mean
+    calibration.json      the scale of the holistic score less its group's mean; calibration_*.json of other scores
     agreement.json        how well each reward agrees with the truth
     built.json            what was run, and how long it took
 `--ship` copies all but the data into miniature/checkpoints/.
@@ -127,16 +127,26 @@ class Build:
                 max_steps=self.size(steps), selection_share=0.0, seed=self.args.seed, **flags,
             )  # fmt: skip
 
+    def calibrate(self, output: str, prompts: int, baseline: str, **flags) -> None:
+        self.add(
+            f"scale of the holistic score: {output}", output, ["-m", "alarm.calibrate"], **self.task | flags,
+            **self.lengths, policy_ckpt=self.at("start"), dtype="float32",
+            prompts=self.at(f"data/dev.{self.world.ending}"), rewards="holistic", limit=self.size(prompts),
+            samples_per_prompt=4, holistic_baseline=baseline, batch_size=256, rm_max_batch_size=64,
+            save_path=self.at(output), seed=self.args.seed,
+        )  # fmt: skip
+
     def measure(self, prompts: int = 300) -> None:
         """The scale of the holistic score, and the agreement of every reward with the truth."""
         dev = self.at(f"data/dev.{self.world.ending}")
         holistic = {"policy_ckpt": self.at("start"), "holistic_model": self.at("holistic"), "dtype": "float32"}
-        self.add(
-            "scale of the holistic score", "calibration.json", ["-m", "alarm.calibrate"], **self.task, **holistic,
-            **self.lengths, prompts=dev, rewards="holistic", limit=self.size(prompts), samples_per_prompt=4,
-            holistic_baseline="group", batch_size=256, rm_max_batch_size=64, save_path=self.at("calibration.json"),
-            seed=self.args.seed,
-        )  # fmt: skip
+        self.calibrate("calibration.json", prompts, "group", holistic_model=self.at("holistic"))
+        self.calibrate("calibration_absolute.json", prompts, "none", holistic_model=self.at("holistic"))
+        for percent in (round(100 * share) for share in self.flips[1:]):
+            holistic = self.at(f"holistic_{percent}")
+            self.calibrate(f"calibration_{percent}.json", prompts, "group", holistic_model=holistic)
+        if self.world.exact:
+            self.calibrate("calibration_exact.json", prompts, "group", task=self.world.exact)
         aspects = {
             "qa": {"reward_model_dir": self.at("rm"), "splitter": "sentencizer"},
             "mt": {"grammar_backend": self.args.grammar_backend},

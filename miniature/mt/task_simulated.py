@@ -16,16 +16,22 @@ from miniature.mt.oracle import judge
 from miniature.mt.task import TASK as REAL
 from miniature.mt.world import from_json
 
-NOISE = 0.2  # standard deviation, in units of true quality
+
+def normal(*texts: str) -> float:
+    """A standard normal number, the same for the same texts."""
+    return NormalDist().inv_cdf((zlib.crc32("\n".join(texts).encode()) + 0.5) / 2**32)
 
 
-def holistic(prompts: list[str], answers: list[str], rows: list[dict]) -> list[float]:
-    """True quality plus normal noise; the same texts have the same noise."""
-    found = []
-    for prompt, answer, row in zip(prompts, answers, rows, strict=True):
-        share = (zlib.crc32(f"{prompt}\n{answer}".encode()) + 0.5) / 2**32
-        found.append(judge(from_json(row["meaning"]), answer).quality + NormalDist(0, NOISE).inv_cdf(share))
-    return found
+def simulated(noise: float):
+    """A holistic reward: true quality plus normal noise of this deviation."""
+
+    def holistic(prompts: list[str], answers: list[str], rows: list[dict]) -> list[float]:
+        return [
+            judge(from_json(row["meaning"]), answer).quality + noise * normal(prompt, answer)
+            for prompt, answer, row in zip(prompts, answers, rows, strict=True)
+        ]
+
+    return holistic
 
 
-TASK = replace(REAL, name="miniature_mt_simulated", holistic=holistic)
+TASK = replace(REAL, name="miniature_mt_simulated", holistic=simulated(0.2))

@@ -1,0 +1,28 @@
+"""Control: train_ppo.py with rewards on the tokens where the published code put them. `python -m miniature.misaligned`
+
+The published PPO pushed each reward vector to the right end of the padded row: in a batch whose longest response has M
+tokens, the rewards of a response of T tokens land M - T tokens late, and the last M - T of them are lost.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import trl
+from alarm import train_ppo
+
+
+def right_aligned(rewards: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What vectors (T_i,) pay to their own tokens after they were pushed to the end of rows of max(T_i) columns."""
+    longest = max(map(len, rewards))
+    return [torch.cat([reward.new_zeros(longest - len(reward)), reward])[: len(reward)] for reward in rewards]
+
+
+class MisalignedTrainer(trl.PPOTrainer):
+    def step(self, queries, responses, scores, *args, **kwargs):
+        return super().step(queries, responses, right_aligned(scores), *args, **kwargs)
+
+
+if __name__ == "__main__":
+    trl.PPOTrainer = MisalignedTrainer  # alarm takes the class from the package when it makes the trainer
+    train_ppo.main()
