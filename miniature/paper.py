@@ -1,8 +1,8 @@
 """Tables and figures of the grid, a question each, from the records that are there. `python -m miniature.paper`
 
 Writes miniature/results/WORLD/QUESTION.{md,csv,png} and the same tables into docs/miniature.md. Runs that are missing
-and runs that collapsed are named. Differences are paired by prompt and seed; intervals are 95%, of a bootstrap over prompts
-and seeds (prompts alone while there is one seed).
+and runs that collapsed are named. Differences are paired by prompt and seed. Intervals are 95%, of a bootstrap over
+prompts and seeds (prompts alone while there is one seed).
 """
 
 from __future__ import annotations

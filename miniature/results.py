@@ -12,11 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from alarm.common.bootstrap import interval, resample
+from alarm.common.console import Table, plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_new_file, read_rows, write_json
 from alarm.common.flags import parser
+from alarm.diagnostics import EMPTY_BOUND
 
-SHOWN = ("holistic_reward", "grammar_errors", "response_length")
+SHOWN = {  # column of the file -> its key in results
+    "holistic_reward": "holistic",
+    "grammar_errors": "grammar_errors",
+    "relevance_rate": "relevance_rate",
+    "factuality_rate": "factuality_rate",
+    "response_length": "length",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,36 +52,83 @@ def read_runs(files: list[str]) -> dict[str, list[dict]]:
     return runs
 
 
+def described(values: np.ndarray) -> dict[str, float]:
+    """Mean and its interval over prompts. (N,)"""
+    drawn = resample(len(values)).prompts.astype(float) / len(values)
+    low, high = interval(drawn @ values)
+    return {"mean": float(values.mean()), "low": low, "high": high}
+
+
+def quality(rows: list[dict]) -> np.ndarray:
+    return np.array([row["oracle"] for row in rows])
+
+
 def summarise(runs: dict[str, list[dict]]) -> dict[str, dict]:
-    """Run -> {oracle: {mean, low, high}, gain over the first run: the same, and means of the other columns}."""
-    start = np.array([row["oracle"] for row in next(iter(runs.values()))])
-    drawn = resample(len(start)).prompts.astype(float) / len(start)
-
-    def described(values: np.ndarray) -> dict:
-        low, high = interval(drawn @ values)
-        return {"mean": float(values.mean()), "low": low, "high": high}
-
+    """Run -> {oracle: {mean, low, high}, gain over the first run: the same, means of the other columns, collapsed}."""
+    start = next(iter(runs.values()))
     found = {}
     for name, rows in runs.items():
-        quality = np.array([row["oracle"] for row in rows])
-        found[name] = {"oracle": described(quality), "gain": described(quality - start)}
-        for column in SHOWN:
+        found[name] = {"oracle": described(quality(rows)), "gain": described(quality(rows) - quality(start))}
+        for column, key in SHOWN.items():
             values = [row[column] for row in rows if row.get(column) is not None]
-            found[name][column] = float(np.mean(values)) if values else None
-        found[name]["empty"] = sum(not row["generation"].strip() for row in rows) / len(rows)
+            if values:
+                found[name][key] = float(np.mean(values))
+        empty = sum(not row["generation"].strip() for row in rows) / len(rows)
+        found[name]["empty"] = empty
+        found[name]["collapsed"] = (
+            empty > EMPTY_BOUND or found[name]["oracle"]["mean"] < described(quality(start))["mean"] / 2
+        )
     return found
 
 
-def table(found: dict[str, dict]) -> str:
-    heads = ["true quality", "gain over the start", *(name.replace("_", " ") for name in SHOWN), "empty"]
-    lines = [
-        f"{'run':<28}" + "".join(f"{head:>{max(len(head), 24 if i < 2 else 0) + 2}}" for i, head in enumerate(heads))
-    ]
+def results_table(found: dict[str, dict], prompts: int) -> Table:
+    """A row a run."""
+    keys = [key for key in SHOWN.values() if any(key in row for row in found.values())]
+    rows = []
     for name, row in found.items():
-        cells = [f"{part['mean']:.3f} [{part['low']:.3f}, {part['high']:.3f}]" for part in (row["oracle"], row["gain"])]
-        cells += ["-" if row[column] is None else f"{row[column]:.2f}" for column in SHOWN] + [f"{row['empty']:.2f}"]
-        widths = [max(len(head), 24 if i < 2 else 0) + 2 for i, head in enumerate(heads)]
-        lines.append(f"{name:<28}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+        gain = "" if name == next(iter(found)) else ends(row["gain"], "+.3f")
+        mark = " (collapsed)" if row["collapsed"] else ""
+        numbers = [f"{row[key]:.2f}" if key in row else "-" for key in keys]
+        rows.append((name + mark, f"{row['oracle']['mean']:.3f}", ends(row["oracle"], ".3f")[6:], gain, *numbers))
+    return plain_table(
+        "True quality of sampled answers",
+        ("run", "true quality", "95%", "gain over the start", *(key.replace("_", " ") for key in keys)),
+        rows,
+        f"{prompts} prompts; intervals are over prompts, not over other seeds of training",
+    )
+
+
+def ends(part: dict[str, float], form: str) -> str:
+    """A mean and its interval in words: +.031 [+.010, +.052]."""
+    return f"{part['mean']:{form}} [{part['low']:{form}}, {part['high']:{form}}]"
+
+
+def sentence(one: str, other: str, difference: dict[str, float]) -> str:
+    """What the interval of a paired difference supports."""
+    if difference["low"] > 0:
+        return f"{one} is better than {other}: {ends(difference, '+.3f')}"
+    if difference["high"] < 0:
+        return f"{one} is worse than {other}: {ends(difference, '+.3f')}"
+    return f"{one} and {other}: no difference that these prompts can show, {ends(difference, '+.3f')}"
+
+
+def sentences(runs: dict[str, list[dict]]) -> list[str]:
+    """A sentence for each run against the start (the first run), and for the second run against each later one."""
+    start, first, *others = runs
+    pairs = [(name, start) for name in (first, *others)] + [(first, other) for other in others]
+    return [sentence(one, other, described(quality(runs[one]) - quality(runs[other]))) for one, other in pairs]
+
+
+def answers_before_and_after(runs: dict[str, list[dict]], before: str, after: str, count: int = 3) -> str:
+    """The first prompts of the file whose two answers differ, whatever they are worth."""
+    pairs = [
+        pair for pair in zip(runs[before], runs[after], strict=True) if pair[0]["generation"] != pair[1]["generation"]
+    ]
+    lines = [f"the first {count} test prompts whose answers differ (true quality in brackets)"]
+    for one, other in pairs[:count]:
+        lines.append(f"  {one['query'][:300]}")
+        for name, row in ((before, one), (after, other)):
+            lines.append(f"    {name:<14}[{row['oracle']:.2f}] {row['generation'][:200]}")
     return "\n".join(lines)
 
 
@@ -82,10 +137,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.output:
         check_new_file(args.output, "--output", args.overwrite)
-    found = summarise(read_runs(args.files))
+    runs = read_runs(args.files)
+    found = summarise(runs)
     if args.output:
         write_json(args.output, found)
-    print(table(found))
+    print_table(results_table(found, len(next(iter(runs.values())))))
+    print("\n".join(sentences(runs)) if len(runs) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from alarm.common.errors import UserError
 from alarm.common.files import check_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGS = "logs"  # a folder in the work folder: what the stages of a group print
+AT_ONCE = 2
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
 
 
@@ -31,6 +34,15 @@ class Stage:
     output: str  # file or folder in the work folder; it appears whole, or holds a run that --resume continues
     words: Callable[[], list[str]]
     resumable: bool = False
+    steps: int = 1  # of a PPO run: a bar counts the rows of OUTPUT/log.jsonl
+
+
+@dataclass(frozen=True)
+class Together:
+    """Stages that do not need each other: AT_ONCE run at a time, each with its output in a file."""
+
+    name: str
+    stages: tuple[Stage, ...]
 
 
 def flag_words(**values) -> list[str]:
@@ -86,46 +98,129 @@ def marker_of(stage: Stage, work: Path) -> Path:
     return work / MARKER / f"{stage.output.replace('/', '-')}.json"
 
 
-def run_stage(stage: Stage, work: Path, python: str, environment: dict) -> dict | None:
-    """Run a stage unless it is done. Returns what it took, or None if it was skipped."""
-    marker = marker_of(stage, work)
-    words = stage.words()
+def prepare(stage: Stage, work: Path, python: str) -> list[str] | None:
+    """Print the command of a stage and clear its place. -> its words, or None if it is done."""
+    marker, words = marker_of(stage, work), stage.words()
     before = json.loads(marker.read_text()) if marker.exists() else None
     if before and before["words"] == words and (work / stage.output).exists():
-        print(f"done before, in {clock(before['seconds'])}", flush=True)
+        print(f"{stage.name}: done before, in {clock(before['seconds'])}", flush=True)
         return None
     marker.unlink(missing_ok=True)
     if before or not stage.resumable:
         # written with other flags, or by a stage that was stopped between its output and its marker
         remove(work / stage.output)
     print(printable([python, *words]), flush=True)
-    start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    child = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment)
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:
-        # a terminal's ^C reaches the child too, `kill -INT` this process alone
+    return words
+
+
+class Child:
+    """A stage that runs. Its marker is written when it has ended well."""
+
+    def __init__(self, stage: Stage, words: list[str], work: Path, environment: dict, log: Path | None = None):
+        self.stage, self.words, self.work, self.log = stage, words, work, log
+        self.started = time.perf_counter()
+        if log:
+            log.parent.mkdir(exist_ok=True)
+        with open(log, "w") if log else nullcontext() as out:
+            command = [sys.executable, *words]
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT if log else None
+            )
+
+    def ended(self, wait: bool = False) -> int | None:
+        """Its exit code, None while it runs."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code = self.process.wait() if wait else self.process.poll()
+        if code == 0:
+            # a child's usage is added when it is waited for, so the difference is its own
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took = {
+                "stage": self.stage.name,
+                "words": self.words,
+                "seconds": time.perf_counter() - self.started,
+                "cpu_seconds": usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime,
+            }
+            write_json(marker_of(self.stage, self.work), took)
+        return code
+
+    def interrupt(self) -> None:
+        """A terminal's ^C reaches the child too, `kill -INT` its parent alone."""
         try:
-            child.wait(timeout=5)
+            self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)
-            child.wait()
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+
+    def fail(self, code: int) -> None:
+        if self.log:
+            lines = self.log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+            print("\n".join(["", *lines[-8:]]), flush=True)
+        print(
+            f"\n{self.stage.name} ended with exit code {code}; run the same command again to go on from here",
+            flush=True,
+        )
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
+    """Run a stage unless it is done. -> whether it ran."""
+    if (words := prepare(stage, work, python)) is None:
+        return False
+    child = Child(stage, words, work, environment)
+    try:
+        code = child.ended(wait=True)
+    except KeyboardInterrupt:
+        child.interrupt()
         raise
     if code:
-        print(f"\n{stage.name} ended with exit code {code}; run the same command again to go on from here", flush=True)
-        sys.exit(code if code > 0 else 128 - code)
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    took = {
-        "stage": stage.name,
-        "words": words,
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime,
-    }
-    write_json(marker, took)
-    return took
+        child.fail(code)
+    return True
 
 
-def run_stages(stages: list[Stage], work: Path) -> None:
+def steps_done(stage: Stage, work: Path) -> int:
+    """Rows of the stage's training log so far."""
+    log = work / stage.output / "log.jsonl"
+    return min(stage.steps, log.read_bytes().count(b"\n")) if stage.steps > 1 and log.exists() else 0
+
+
+def run_together(group: Together, work: Path, python: str, environment: dict) -> bool:
+    """Run the stages of a group that are not done, AT_ONCE at a time, with one bar. -> whether one ran."""
+    from tqdm import tqdm
+
+    waiting = [(stage, words) for stage in group.stages if (words := prepare(stage, work, python)) is not None]
+    if not waiting:
+        return False
+    print(f"{AT_ONCE} at a time; what they print: {short(work / LOGS)}/", flush=True)
+    total, ended, running = sum(stage.steps for stage, _ in waiting), 0, []
+    try:
+        with tqdm(total=total, desc=group.name, unit="step") as bar:
+            while waiting or running:
+                while waiting and len(running) < AT_ONCE:
+                    stage, words = waiting.pop(0)
+                    log = work / LOGS / f"{stage.output.replace('/', '-')}.txt"
+                    running.append(Child(stage, words, work, environment, log))
+                for child in list(running):
+                    if (code := child.ended()) is None:
+                        continue
+                    running.remove(child)
+                    ended += child.stage.steps
+                    if code:
+                        for other in running:
+                            other.process.send_signal(signal.SIGINT)
+                            other.process.wait()
+                        bar.close()
+                        child.fail(code)
+                bar.n = ended + sum(steps_done(child.stage, work) for child in running)
+                bar.refresh()
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        for child in running:
+            child.interrupt()
+        raise
+    return True
+
+
+def run_stages(stages: Sequence[Stage | Together], work: Path) -> None:
     python = os.path.relpath(sys.executable, ROOT)
     python = sys.executable if python.startswith("..") else python
     quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of the libraries, about each other
@@ -135,20 +230,27 @@ def run_stages(stages: list[Stage], work: Path) -> None:
     start = time.perf_counter()
     for number, stage in enumerate(stages, start=1):
         print(f"\n[{number}/{len(stages)}] {stage.name}   (elapsed {clock(time.perf_counter() - start)})", flush=True)
-        took = run_stage(stage, work, python, environment)
-        if took:
-            print(f"{stage.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU", flush=True)
+        run = run_together if isinstance(stage, Together) else run_alone
+        if run(stage, work, python, environment):
+            for done in single([stage]):
+                took = json.loads(marker_of(done, work).read_text())
+                print(f"{done.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU", flush=True)
             # what was made from the older output of this stage is out of date
-            for later in stages[number:]:
+            for later in single(stages[number:]):
                 marker = marker_of(later, work)
                 if not later.resumable or marker.exists():
                     remove(work / later.output)
                 marker.unlink(missing_ok=True)
 
 
-def time_table(work: Path, stages: list[Stage]) -> Table:
+def single(stages: Sequence[Stage | Together]) -> list[Stage]:
+    """The stages, those of groups one by one."""
+    return [one for stage in stages for one in (stage.stages if isinstance(stage, Together) else (stage,))]
+
+
+def time_table(work: Path, stages: Sequence[Stage | Together]) -> Table:
     """What each stage took."""
-    took = [json.loads(marker_of(stage, work).read_text()) for stage in stages]
+    took = [json.loads(marker_of(stage, work).read_text()) for stage in single(stages)]
     took.append({"stage": "together"} | {name: sum(row[name] for row in took) for name in ("seconds", "cpu_seconds")})
     rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in took]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
