@@ -69,9 +69,9 @@ def runs_of(world: World, chosen: Mapping[str, Mapping[str, object]]) -> list[Ru
     def run(name: str, questions: str, combiner: str, flags: Mapping[str, object] | None = None, **rest) -> Run:
         return Run(name, questions, {"reward_type": combiner} | dict(chosen[combiner]) | dict(flags or {}), **rest)
 
-    found = [
-        run(name, "abcdefik" if name in PAPER else "ac", name, curve=name in PAPER) for name in (*PAPER, *rest_of())
-    ]
+    letters = dict.fromkeys(PAPER, "abc") | {"holistic_only": "abcdghik", "hierarchical": "abcdefghijk"}
+    letters["weighted_sum"] = "abcde"
+    found = [run(name, letters.get(name, "ac"), name, curve=name in PAPER) for name in (*PAPER, *rest_of())]
     for combiner in ("holistic_only", "hierarchical"):
         absolute = {"holistic_baseline": "none"}
         found.append(run(f"{combiner}-absolute", "k", combiner, absolute, calibration="calibration_absolute.json"))
