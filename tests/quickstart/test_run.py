@@ -149,3 +149,48 @@ def test_the_interpreter_of_the_driver_runs_the_stages(work):
     code = f"import sys; open({str(work / 'a')!r}, 'w').write(sys.executable)"
     stages.run_stages([stages.Stage("a", "a", lambda: ["-c", code])], work)
     assert (work / "a").read_text() == sys.executable
+
+
+def group(*members: stages.Stage) -> stages.Together:
+    return stages.Together("group", members)
+
+
+def test_stages_of_a_group_run_at_the_same_time(work, capfd):
+    """Each waits for the other's file: alone it would wait for ever (the limit is that of a hang)."""
+
+    def waits(name: str, other: str) -> stages.Stage:
+        code = f"""
+import pathlib, time
+pathlib.Path({str(work / name)!r}).write_text("here")
+for _ in range(1200):
+    if pathlib.Path({str(work / other)!r}).exists(): break
+    time.sleep(0.05)
+else: raise SystemExit(5)
+"""
+        return stages.Stage(name, name, lambda: ["-c", code])
+
+    todo = [group(waits("a", "b"), waits("b", "a")), writer(work, "c", "3")]
+    stages.run_stages(todo, work)
+    stages.run_stages(todo, work)
+    assert (work / "c").read_text() == "3"
+    assert capfd.readouterr().out.count("done before") == 3
+
+
+def test_a_group_of_which_one_fails_stops_the_others_and_shows_its_last_lines(work, capfd):
+    long = stages.Stage("long", "long", lambda: ["-c", "import time; time.sleep(3600)"])
+    bad = stages.Stage("bad", "bad", lambda: ["-c", "print('what went wrong'); raise SystemExit(3)"])
+    with pytest.raises(SystemExit) as stop:
+        stages.run_stages([group(long, bad)], work)
+    assert stop.value.code == 3
+    assert "what went wrong" in capfd.readouterr().out
+    assert not (work / "stages" / "long.json").exists()
+
+
+def test_a_bar_counts_the_steps_of_a_run(work):
+    (work / "run").mkdir()
+    stage = stages.Stage("run", "run", list, resumable=True, steps=5)
+    assert stages.steps_done(stage, work) == 0
+    (work / "run" / "log.jsonl").write_text("{}\n{}\n")
+    assert stages.steps_done(stage, work) == 2
+    (work / "run" / "log.jsonl").write_text("{}\n" * 9)
+    assert stages.steps_done(stage, work) == 5
