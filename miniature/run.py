@@ -28,7 +28,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
-from alarm.common.files import read_json, read_rows, write_json, write_rows
+from alarm.common.files import is_finite_number, read_json, read_rows, write_json, write_rows
 from alarm.common.flags import parser, positive_int
 from alarm.common.identity import hash_file
 from alarm.training.provenance import versions
@@ -207,14 +207,18 @@ def command(pool: ProcessPoolExecutor, words: list[str], log: Path) -> None:
 
 
 def described(rows: list[dict]) -> dict:
-    """True quality of each answer, in the order of the prompts' texts, and means of the other columns."""
-    numbers = [name for name, value in rows[0].items() if isinstance(value, int | float) and name not in PARTS]
-    means = {}
-    for name in numbers:
-        known = [row[name] for row in rows if row[name] is not None]
-        means[name] = statistics.fmean(known) if known else None
-    empty = sum(not row["generation"].strip() for row in rows) / len(rows)
-    return {"oracle": [round(row["oracle"], 4) for row in rows], "means": means | {"empty": empty}}
+    """True quality of each answer, in the order of the prompts, and of the other columns the means of what is known.
+
+    unknown: of a column with nulls, how many answers have none.
+    """
+    columns = {name for row in rows for name, value in row.items() if is_finite_number(value)} - set(PARTS)
+    means, unknown = {}, {}
+    for name in sorted(columns):
+        known = [row[name] for row in rows if row.get(name) is not None]
+        means[name] = statistics.fmean(known)
+        unknown |= {name: len(rows) - len(known)} if len(known) < len(rows) else {}
+    means["empty"] = sum(not row["generation"].strip() for row in rows) / len(rows)
+    return {"oracle": [round(row["oracle"], 4) for row in rows], "means": means, "unknown": unknown}
 
 
 def curves(log: list[dict]) -> dict:
