@@ -78,11 +78,14 @@ class Records:
         found = {}
         for seed, record in self.found[name].items():
             length, limit = record["means"]["response_length"], self.limit
-            kl = record["kl"][-1] / max(length, 1) if record.get("kl") else 0.0
+            last = record["kl"][-1] if record.get("kl") else 0.0
+            kl = math.inf if last is None else last / max(length, 1)
             if record["means"]["empty"] > EMPTY_BOUND:
                 found[seed] = f"{record['means']['empty']:.0%} of the answers are empty"
             elif length > FULL_BOUND * limit:
                 found[seed] = f"answers of {length:.0f} of at most {limit} tokens"
+            elif kl == math.inf:
+                found[seed] = "a KL that is not finite"
             elif kl > KL_BOUND:
                 found[seed] = f"{kl:.1f} nats a token from the start"
         return found
@@ -144,10 +147,17 @@ def rows_of(records: Records, names: Sequence[str], against: Sequence[str]) -> l
         for column, heading in ASPECTS[records.world.name].items():
             row[heading] = number(records.mean(name, column), 3)
         row["tokens"] = number(records.mean(name, "response_length"), 1)
-        kl = [record["kl"][-1] for record in records.found[name].values() if record.get("kl")]
-        row["KL"] = number(statistics.fmean(kl), 2) if kl else ""
+        row["KL"] = number(ends_of(records, name, "kl"), 2)
+        row["open gates"] = number(ends_of(records, name, "gate"), 2)
         rows.append(row)
     return rows
+
+
+def ends_of(records: Records, name: str, key: str) -> float:
+    """The mean over seeds of the KL at the end of training, or of the share of open gates in it. NaN if unknown."""
+    values = [record.get(key) for record in records.found[name].values()]
+    values = [value[-1] if isinstance(value, list) and value else value for value in values]
+    return math.nan if None in values else statistics.fmean(values)
 
 
 def curve_rows(records: Records, names: Sequence[str]) -> list[dict[str, str]]:
@@ -164,7 +174,11 @@ def curve(records: Records, name: str) -> np.ndarray:
     seeds = [record["dev"] for record in records.found.get(name, {}).values() if record.get("dev")]
     if not seeds:
         return np.empty((0, 3))
-    return np.mean([[(steps, max(kl, 0.0) ** 0.5, quality) for steps, kl, quality in dev] for dev in seeds], axis=0)
+
+    def root(kl: float | None) -> float:
+        return math.nan if kl is None else max(kl, 0.0) ** 0.5  # an estimate of a KL near 0 can be below 0
+
+    return np.mean([[(steps, root(kl), quality) for steps, kl, quality in dev] for dev in seeds], axis=0)
 
 
 def rank_rows(records: Records) -> list[dict[str, str]]:
@@ -284,6 +298,7 @@ AGAINST = {
     "j": ("start",),
     "k": ("start",),
 }
+OWN_SCALES = "dhk"  # questions whose runs differ in the holistic score itself
 PAIRS = {  # comparisons within a question, beside those with the start
     "a": [("hierarchical", "weighted_sum"), ("hierarchical", "holistic_only"), ("hierarchical", "aspect_only")],
     "d": [
@@ -341,6 +356,8 @@ def section(records: Records, letter: str, rows: list[dict[str, str]]) -> str:
         lines += rank_remarks(records)
     if letter == "g":
         lines.append(f"- {records.studies['selection']['reason']}.")
+    if letter in OWN_SCALES:
+        lines += ["", "`holistic` is each run's own holistic score: other models and baselines have other scales."]
     if letter == "a":
         lines += ["", published(records.world)]
     told = remarks(records, names_of(records.world, letter))

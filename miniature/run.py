@@ -222,14 +222,16 @@ def described(rows: list[dict]) -> dict:
 
 
 def curves(log: list[dict]) -> dict:
-    """Of each step the KL, and of each evaluation (step, KL before it, true quality on dev prompts)."""
-    kl, dev = [], []
+    """Of each step the KL, of all the share of open gates; of each evaluation (step, KL before it, true quality)."""
+    kl, gates, dev = [], [], []
     for row in log:
         if "train" in row:
-            kl.append(row["train"]["kl"])
+            value = row["train"]["kl"]
+            kl.append(None if value is None else round(value, 4))  # null: it was not finite
+            gates.append(row["train"]["gate_rate"])
         if "oracle" in row.get("dev", {}):
             dev.append([len(kl), kl[-1] if kl else 0.0, row["dev"]["oracle"]])
-    return {"kl": [round(value, 4) for value in kl], "dev": dev}
+    return {"kl": kl, "gate": None if None in gates else statistics.fmean(gates), "dev": dev}
 
 
 # --- the start's own answers -----------------------------------------------------------------------------------------
@@ -396,9 +398,11 @@ def do_all(jobs: Sequence[Job], workers: int) -> list[str]:
                 for done in as_completed(waiting):
                     try:
                         bar.write(done.result())
-                    except UserError as error:
-                        failed.append(str(error))
-                        bar.write(f"failed: {error}")
+                    except (BrokenProcessPool, OSError):
+                        raise
+                    except Exception as error:  # of one run; hours of others must not be lost
+                        failed.append(str(error) if isinstance(error, UserError) else repr(error))
+                        bar.write(f"failed: {failed[-1]}")
                     bar.update()
         except BaseException:
             stop.set()

@@ -119,8 +119,10 @@ def test_a_record_keeps_each_quality_and_means_of_the_rest():
 
 
 def test_an_evaluation_has_the_kl_of_the_step_before_it():
-    log = [{"dev": {"oracle": 0.5}}, {"train": {"kl": 0.1}}, {"train": {"kl": 0.2}, "dev": {"oracle": 0.6}}]
-    assert run.curves(log) == {"kl": [0.1, 0.2], "dev": [[0, 0.0, 0.5], [2, 0.2, 0.6]]}
+    steps = [{"kl": 0.1, "gate_rate": 0.25}, {"kl": 0.2, "gate_rate": 0.75}, {"kl": None, "gate_rate": 0.5}]
+    log = [{"dev": {"oracle": 0.5}}, *({"train": step} for step in steps)]
+    log[2]["dev"] = {"oracle": 0.6}
+    assert run.curves(log) == {"kl": [0.1, 0.2, None], "gate": 0.5, "dev": [[0, 0.0, 0.5], [2, 0.2, 0.6]]}
 
 
 def test_the_best_setting_on_dev_prompts_is_chosen(place, capsys):
