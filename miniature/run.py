@@ -31,6 +31,7 @@ from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import is_finite_number, read_json, read_rows, write_json, write_rows
 from alarm.common.flags import parser, positive_int
 from alarm.common.identity import hash_file
+from alarm.tasks.find import find_task
 from alarm.training.provenance import versions
 from alarm.training.run import finite, read_log
 
@@ -278,8 +279,9 @@ def select(pool: ProcessPoolExecutor, place: Place, args: argparse.Namespace) ->
     metrics = {name: {key: row[key] for key in keys} for name, row in told["metrics"].items()}
     agreement = place.built / "agreement.json"
     within = read_json(agreement)["rewards"] if agreement.exists() else {}
-    for name, row in metrics.items():
-        row["within"] = within.get(name, {}).get("within")
+    names = {metric.key: metric.name for aspect in find_task(place.world.task).aspects for metric in aspect.metrics}
+    for key, row in metrics.items():
+        row["within"] = within.get(names.get(key, key), {}).get("within")
     shutil.rmtree(folder)
     return {"world": place.world.name} | kept | {"metrics": metrics}
 

@@ -1,17 +1,15 @@
-"""The control of the published misalignment: what a response is paid on its own tokens."""
+"""The control of the published misalignment: training gets the rewards that the published code paid."""
 
 from __future__ import annotations
 
 import torch
 
-from miniature.misaligned import right_align
+import trl
+from miniature.misaligned import MisalignedTrainer
 
 
-def test_rewards_of_a_short_response_land_late_or_are_lost():
-    """Rows of 4 columns: the reward of the last of 3 tokens lands on the padding, that of the first on the second."""
-    long, short = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])
-    assert [row.tolist() for row in right_align([long, short], 4)] == [[1, 2, 3, 4], [0, 1, 2]]
-
-
-def test_all_is_lost_of_less_than_half_a_row():
-    assert right_align([torch.tensor([5.0])], 4)[0].tolist() == [0]
+def test_training_gets_the_rewards_late(monkeypatch):
+    monkeypatch.setattr(trl.PPOTrainer, "step", lambda self, queries, responses, scores: scores)
+    trainer = object.__new__(MisalignedTrainer)
+    rewards = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])]
+    assert [paid.tolist() for paid in trainer.step([], [], rewards)] == [[1, 2, 3, 4], [0, 1, 2]]
