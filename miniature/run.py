@@ -55,10 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=positive_int, default=5, help="so many seeds of training: 0, 1, ...")
     add("--questions", nargs="+", default=list(QUESTIONS), choices=tuple(QUESTIONS), help="which questions of PLAN.md")
     add("--tune", action="store_true", help="instead: the tuning runs, on dev prompts; writes tuning.json")
-    add(
-        "--built",
-        help="folder with a built world for each task (default: the shipped ones, with their data in --work_dir)",
-    )
+    add("--built", default="miniature/work/built", help="folder with a built world for each task: mt, qa")
     add("--work_dir", default="miniature/work", help="folder of checkpoints and logs")
     add("--results", default=str(RESULTS), help="folder of the records")
     add("--workers", type=positive_int, default=1, help="runs at once, one thread each")
@@ -73,16 +70,20 @@ class Place:
 
     world: World
     built: Path
-    data: Path
     work: Path
     results: Path
+
+    @property
+    def command(self) -> str:
+        """What makes the built world."""
+        return f"python -m miniature.build --world {self.world.name} --flips 0 0.25 --save_dir {self.built}"
 
     def prompts(self, split: str, count: int) -> Path:
         """The file of the first prompts of a split, which `write_prompts` wrote."""
         return self.work / f"{split}-{count}.json"
 
     def write_prompts(self, split: str, count: int) -> None:
-        source = self.data / f"{split}.{self.world.ending}"
+        source = self.built / "data" / f"{split}.{self.world.ending}"
         rows = read_rows(source)
         if len(rows) < count:
             raise UserError(f"{source} has {len(rows)} prompts; give --prompts {len(rows)} or fewer")
@@ -91,7 +92,10 @@ class Place:
     def hashes(self, *names: str) -> dict[str, str]:
         """What tells two built worlds apart: of each file or model the first digits of its hash."""
         files = {name: self.built / name for name in ("start", *names)}
-        files = {name: path / "model.safetensors" if path.is_dir() else path for name, path in files.items()}
+        files = {name: path if path.suffix == ".json" else path / "model.safetensors" for name, path in files.items()}
+        for path in files.values():
+            if not path.exists():
+                raise UserError(f"{path} is missing; make it with `{self.command}`")
         return {name: hash_file(path)[:12] for name, path in files.items()}
 
 
@@ -147,7 +151,7 @@ def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def flags_of(place: Place, run: Run | None, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Flags of train_ppo.py. Those of the start have no run, which only answers."""
-    flags = place.world.files(place.built, place.data) | dict(place.world.ppo) | {"seed": seed}
+    flags = place.world.files(place.built) | dict(place.world.ppo) | {"seed": seed}
     if run is None:
         return flags
     flags |= {"holistic_model": place.built / run.holistic, "calibration": place.built / run.calibration}
@@ -290,15 +294,11 @@ def select(pool: ProcessPoolExecutor, place: Place, args: argparse.Namespace) ->
 
 
 def place_of(world: World, args: argparse.Namespace) -> Place:
-    work = Path(args.work_dir) / world.name
-    built = Path(args.built) / world.name if args.built else world.shipped
-    data = built / "data" if args.built else work / "data"
-    for needed in (built / "start", built / "holistic", data / f"test.{world.ending}"):
-        if not needed.exists():
-            raise UserError(
-                f"{needed} is missing; make it with `python -m miniature.build --world {world.name} --help`"
-            )
-    return Place(world, built, data, work, Path(args.results) / world.name)
+    folders = (Path(folder) / world.name for folder in (args.built, args.work_dir, args.results))
+    place = Place(world, *folders)
+    if not place.built.is_dir():
+        raise UserError(f"{place.built} is missing; make it with `{place.command}`")
+    return place
 
 
 def jobs_of(place: Place, args: argparse.Namespace) -> list[Job]:

@@ -41,7 +41,7 @@ def place(tmp_path):
         rows = [{"text": f"{split} {i}"} for i in range(6)]
         (built / "data" / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     write_tuning(tmp_path / "results" / "mt")
-    return run.Place(MT, built, built / "data", tmp_path / "work" / "mt", tmp_path / "results" / "mt")
+    return run.Place(MT, built, tmp_path / "work" / "mt", tmp_path / "results" / "mt")
 
 
 def flags(place: run.Place) -> list[str]:
@@ -73,6 +73,11 @@ def test_bad_flags_are_one_line(capsys, argv, what):
 def test_the_grid_wants_tuned_settings(place, capsys):
     (place.results / "tuning.json").unlink()
     assert "--tune" in refused([*flags(place), "--questions", "k"], capsys)
+
+
+def test_a_missing_model_is_named_before_anything_runs(place, capsys):
+    """Of a world that was built without --flips."""
+    assert "--flips" in refused([*flags(place), "--questions", "k", "d"], capsys)
 
 
 def test_too_few_prompts_are_refused(place, capsys):
@@ -168,7 +173,7 @@ def built(tmp_path_factory):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     write_tuning(top / "results" / "mt")
-    return run.Place(MT, world, world / "data", top / "work" / "mt", top / "results" / "mt")
+    return run.Place(MT, world, top / "work" / "mt", top / "results" / "mt")
 
 
 @pytest.mark.slow
