@@ -12,7 +12,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,39 +181,53 @@ def curve(records: Records, name: str) -> np.ndarray:
     return np.mean([[(steps, root(kl), quality) for steps, kl, quality in dev] for dev in seeds], axis=0)
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """What a run gains by picking the best of n answers of the start, and by PPO."""
+
+    run: str
+    best: Estimate  # quality of the answers that it picks
+    gain: float  # over a random answer
+    tokens: float
+    trained: Estimate  # gain over the start by PPO
+
+
+def ranked(records: Records) -> list[Ranked]:
+    """Of the runs that have both."""
+    study = records.studies["ranks"]
+    return [
+        Ranked(
+            name, Estimate(row["quality"], *row["interval"]), row["quality"] - study["at_random"],
+            math.nan if row["tokens"] is None else row["tokens"], trained,
+        )
+        for name, row in study["runs"].items()
+        if (trained := difference(records, name, "start"))
+    ]  # fmt: skip
+
+
 def rank_rows(records: Records) -> list[dict[str, str]]:
-    """Question c: gain by picking the best of n answers of the start, beside the gain by PPO."""
+    """Question c: the best of n answers of the start, beside PPO."""
     return [
         {
-            "run": name,
-            "gain, best of n": f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]",
-            "gain, PPO": str(trained),
-            "tokens, best of n": number(tokens, 1),
-            "tokens, PPO": number(records.mean(name, "response_length"), 1),
+            "run": row.run,
+            "quality, best of n": f"{row.best.mean:.3f} [{row.best.low:.3f}, {row.best.high:.3f}]",
+            "gain, best of n": f"{row.gain:+.3f}",
+            "gain, PPO": str(row.trained),
+            "tokens, best of n": number(row.tokens, 1),
+            "tokens, PPO": number(records.mean(row.run, "response_length"), 1),
         }
-        for name, gain, low, high, tokens, trained in ranked(records)
+        for row in ranked(records)
     ]
-
-
-def ranked(records: Records) -> Iterator[tuple[str, float, float, float, float, Estimate]]:
-    """(run, gain of best of n, its interval, tokens, gain of PPO) of the runs that have both."""
-    study = records.studies["ranks"]
-    for name, row in study["runs"].items():
-        trained = difference(records, name, "start")
-        if trained is None:
-            continue
-        ends = [value - study["at_random"] for value in (row["quality"], *row["interval"])]
-        yield name, *ends, math.nan if row["tokens"] is None else row["tokens"], trained
 
 
 def rank_remarks(records: Records) -> list[str]:
     """Rank correlations of the two gains: over combiners, and over all settings."""
-    found = list(ranked(records))
-    combiners = [row for row in found if row[0] in names_of(records.world, "a")]
+    found = ranked(records)
+    combiners = [row for row in found if row.run in names_of(records.world, "a")]
     lines = []
     for what, rows in (("the combiners of (a)", combiners), ("all these settings", found)):
         if len(rows) > 2:
-            rho = spearman(np.array([row[1] for row in rows]), np.array([row[-1].mean for row in rows]))
+            rho = spearman(np.array([row.gain for row in rows]), np.array([row.trained.mean for row in rows]))
             told = "not defined" if rho is None else f"{rho:+.2f}"
             lines.append(f"- Rank correlation of the two gains over {what} ({len(rows)}): {told}.")
     return lines
@@ -399,11 +413,11 @@ def draw_curves(records: Records, names: Sequence[str], axes) -> None:
 
 def draw_ranks(records: Records, names: Sequence[str], axes) -> None:
     combiners = names_of(records.world, "a")
-    for name, gain, *_, trained in ranked(records):
-        of_a = name in combiners
-        axes.plot(gain, trained.mean, "o" if of_a else "x", color="black" if of_a else "grey")
+    for row in ranked(records):
+        point, of_a = (row.gain, row.trained.mean), row.run in combiners
+        axes.plot(*point, "o" if of_a else "x", color="black" if of_a else "grey")
         if of_a:
-            axes.annotate(name, (gain, trained.mean), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            axes.annotate(row.run, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set(xlabel="gain by best of n (crosses: other settings)", ylabel="gain by PPO, test prompts")
 

@@ -106,7 +106,8 @@ def test_ranks_of_best_of_n_and_of_ppo(tmp_path):
     found = paper.read_records(tmp_path, MT)
     rows = paper.rank_rows(found)
     assert [row["run"] for row in rows] == ["holistic_only", "hierarchical", "weighted_sum"]  # soft_gate was not run
-    assert rows[0]["gain, best of n"] == "+0.110 [+0.100, +0.120]"
+    assert rows[0]["quality, best of n"] == "0.610 [0.600, 0.620]"
+    assert rows[0]["gain, best of n"] == "+0.110"
     assert all("+0.50" in line for line in paper.rank_remarks(found))
 
 
