@@ -163,7 +163,12 @@ def ends_of(records: Records, name: str, key: str) -> float:
 def curve_rows(records: Records, names: Sequence[str]) -> list[dict[str, str]]:
     """Question b: for each run and evaluation of it, mean over seeds of sqrt(KL) and of true quality on dev prompts."""
     return [
-        {"run": name, "steps": f"{steps:.0f}", "square root of KL": f"{root:.3f}", "true quality": f"{quality:.3f}"}
+        {
+            "run": name,
+            "steps": f"{steps:.0f}",
+            "square root of KL": f"{root:.3f}",
+            "true quality, greedy answers to dev prompts": f"{quality:.3f}",
+        }
         for name in names
         for steps, root, quality in curve(records, name)
     ]
