@@ -21,7 +21,7 @@ from alarm.diagnostics import EMPTY_BOUND
 SHOWN = {  # column of the file -> its key in results
     "holistic_reward": "holistic",
     "grammar_errors": "grammar_errors",
-    "relevance_rate": "relevance_rate",
+    "verbosity_rate": "relevance_rate",  # its published name
     "factuality_rate": "factuality_rate",
     "response_length": "length",
 }
