@@ -24,7 +24,7 @@ MARKER = "stages"  # a folder in the work folder: one file for each finished sta
 LOGS = "logs"  # likewise: what stages wrote that ran beside others
 LAST_LINES = 20  # of these that are printed if one fails
 LOOK = 0.2  # seconds between two looks at what runs
-PATIENCE = 10.0  # seconds that a stage is given to end by itself, and again after SIGINT and SIGTERM
+PATIENCE = 5.0  # seconds that a stage is given to end after ^C, and after each signal that it is sent
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ class Running:
         return True
 
 
-def stop(running: Sequence[Running]) -> None:
-    """End what still runs: a terminal's ^C has reached it already; then SIGINT, SIGTERM and SIGKILL are sent."""
-    for send in (None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+def stop(running: Sequence[Running], interrupted: bool = True) -> None:
+    """End what still runs. A terminal's ^C has reached it already, `kill -INT` of this process alone has not."""
+    for send in ((0,) if interrupted else ()) + (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         alive = [one.child for one in running if one.child.poll() is None]
-        for child in alive if send else ():
-            child.send_signal(send)
+        for child in alive:
+            child.send_signal(send)  # 0 sends nothing
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until and any(child.poll() is None for child in alive):
             time.sleep(LOOK)
@@ -195,7 +195,7 @@ def steps_done(run: Path) -> int:
 
 
 def run_together(group: Together, work: Path) -> bool:
-    """Run the stages of a group that are not done. Returns whether one was run. If one fails, the others are stopped."""
+    """Run the stages of a group that are not done. Returns whether one was run. If one fails, the others stop too."""
     from tqdm import tqdm
 
     words = [(stage, words_to_run(stage, work)) for stage in group.stages]
@@ -210,8 +210,10 @@ def run_together(group: Together, work: Path) -> bool:
         return work / LOGS / f"{stage.output.replace('/', '-')}.txt"
 
     def done() -> int:
+        """Steps of all that are to run; of a command without steps, whether it has ended."""
         left = {one.stage for one in running} | {stage for stage, _ in waiting}
-        return sum(min(stage.steps, steps_done(work / stage.output)) if stage in left else stage.steps for stage in ours)
+        logged = {stage: min(stage.steps, steps_done(work / stage.output)) for stage in left}
+        return sum(logged.get(stage, stage.steps) for stage in ours)
 
     print(f"{min(group.at_once, len(ours))} at once; what they print is in {short(work / LOGS)}/", flush=True)
     total = sum(stage.steps for stage in ours)
@@ -233,7 +235,7 @@ def run_together(group: Together, work: Path) -> bool:
         raise
     except SystemExit:
         failed = next(one for one in running if one.child.poll())
-        stop(running)
+        stop(running, interrupted=False)
         lines = log_of(failed.stage).read_text(errors="replace").replace("\r", "\n").strip().split("\n")
         print(f"the end of {short(log_of(failed.stage))}:", *lines[-LAST_LINES:], sep="\n    ", flush=True)
         raise
