@@ -219,7 +219,8 @@ def run_together(group: Together, work: Path) -> bool:
     total = sum(stage.steps for stage in ours)
     at_start = done()  # of runs that --resume continues: the time left is reckoned from what is still to do
     try:
-        with tqdm(total=total, initial=at_start, unit="step" if total > len(ours) else "command") as bar:
+        unit, often = ("step" if total > len(ours) else "command"), (0.5 if sys.stderr.isatty() else 30)
+        with tqdm(total=total, initial=at_start, unit=unit, mininterval=often, smoothing=0) as bar:
             while waiting or running:
                 while waiting and len(running) < group.at_once:
                     stage, line = waiting.pop(0)

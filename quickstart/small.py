@@ -51,8 +51,11 @@ def small_stages(args: argparse.Namespace, work: Path) -> list[Stage | Together]
         flags["grammar_backend"] = grammar_backend()
     steps = min(world.steps, args.steps or world.steps)
 
+    def script(file: str, **own) -> list[str]:
+        return [file, *flag_words(**{name: short(x) if isinstance(x, Path) else x for name, x in own.items()})]
+
     def words(module: str, **own) -> list[str]:
-        return ["-m", module, *flag_words(**{name: _typed(value) for name, value in own.items()})]
+        return ["-m", *script(module, **own)]
 
     def command(name: str, output: str, module: str, **own) -> Stage:
         return Stage(name, output, lambda: words(module, **own))
@@ -81,10 +84,10 @@ def small_stages(args: argparse.Namespace, work: Path) -> list[Stage | Together]
         )  # fmt: skip
 
     def best_of_n() -> Stage:
-        own = {name: value for name, value in flags.items() if name in RANKING or name.startswith("w_")}
+        own = {name: value for name, value in flags.items() if _ranks(name)}
         return command(
             "every combiner re-ranks them", "best_of_n", "alarm.best_of_n", task=world.task,
-            generations=work / "dev_samples.jsonl", quality="oracle", combine="all", **own,
+            generations=work / "dev_samples.json", quality="oracle", combine="all", **own,
             save_path=work / "best_of_n/bench.json",
         )  # fmt: skip
 
@@ -97,32 +100,37 @@ def small_stages(args: argparse.Namespace, work: Path) -> list[Stage | Together]
         return Stage(f"PPO, {name}", f"runs/{name}", of_run, resumable=True, steps=steps)
 
     def inspect() -> Stage:
-        own = scoring(flags) | {name: value for name, value in flags.items() if name in RANKING or name[:2] == "w_"}
-        own |= {"policy_ckpt": built / "start", "reward_type": "hierarchical"}
-        flat = flag_words(**{name: _typed(value) for name, value in own.items() if name != "task"})
-        shown = flag_words(
-            task_type=world.task, generations=short(work / "answers/hierarchical.json"), examples=short(test_file),
-            limit=5, html=short(work / "inspection.html"),
-        )  # fmt: skip
-        return Stage("rewards token by token", "inspection.html", lambda: ["eval/inspect_rewards.py", *shown, *flat])
+        def of_answers() -> list[str]:
+            own = scoring(flags) | {name: value for name, value in flags.items() if _ranks(name)}
+            # a single answer has no group: what --test subtracts from it is one number, which is a mean
+            own = {
+                name: value for name, value in own.items() if name not in ("task", "calibration", "holistic_baseline")
+            }
+            scale = read_json(calibration)["rewards"]
+            level = scale["holistic_level"]["mean"] if "holistic_level" in scale else 0.0
+            own |= {"ultra_mean": scale["holistic"]["mean"] + level, "ultra_std": scale["holistic"]["std"]}
+            own |= {"policy_ckpt": built / "start", "reward_type": "hierarchical"}
+            shown = {"task_type": world.task, "generations": work / "answers/hierarchical.json", "examples": test_file}
+            shown |= {"limit": 5, "html": work / "inspection.html"}
+            return script("eval/inspect_rewards.py", **shown, **own)
+
+        return Stage("rewards token by token", "inspection.html", of_answers)
 
     def compare() -> Stage:
-        shown = flag_words(generations_dir=short(work / "answers"), task_type=world.task)
-        return Stage(
-            "comparison", "answers_results/eval-results.json", lambda: ["eval/eval_compare.py", *shown]
-        )  # fmt: skip
+        line = script("eval/eval_compare.py", generations_dir=work / "answers", task_type=world.task)
+        return Stage("comparison", "answers_results/eval-results.json", lambda: line)
 
     def curves() -> Stage:
         folders = [word for name in RUNS for word in ("--run_dir", short(work / "runs" / name))]
-        shown = [*folders, "--task", world.task, "--save_dir", short(work / "plots")]
-        return Stage("curves of the PPO runs", "plots", lambda: ["-m", "alarm.plot_run", *shown])
+        line = ["-m", "alarm.plot_run", *folders, *flag_words(task=world.task, save_dir=short(work / "plots"))]
+        return Stage("curves of the PPO runs", "plots", lambda: line)
 
     policies = {"start": built / "start"} | {name: work / "runs" / name for name in RUNS}
     return [
         make_data(),
         calibrate(),
         answers(
-            f"{SAMPLES} answers to each dev prompt", "dev_samples.jsonl", built / "start", flags["dev_file"],
+            f"{SAMPLES} answers to each dev prompt", "dev_samples.json", built / "start", flags["dev_file"],
             num_samples=SAMPLES,
         ),
         best_of_n(),
@@ -138,9 +146,9 @@ def small_stages(args: argparse.Namespace, work: Path) -> list[Stage | Together]
     ]  # fmt: skip
 
 
-def _typed(value):
-    """A path as it is typed from the root of the repository."""
-    return short(value) if isinstance(value, Path) else value
+def _ranks(flag: str) -> bool:
+    """Whether a flag of training says how rewards are combined."""
+    return flag in RANKING or flag.startswith("w_")
 
 
 def recommended(work: Path) -> tuple[str, str, dict[str, float]]:
