@@ -99,9 +99,8 @@ def sentence(name: str, other: str, difference: dict[str, float], prompts: int) 
     """What the interval of the true quality of `name` less that of `other` supports."""
     mean, low, high = (difference[key] for key in ("mean", "low", "high"))
     if low <= 0 <= high:
-        return (
-            f"{name} and {other}: no difference that {prompts} prompts can show ({mean:+.3f} [{low:+.3f}, {high:+.3f}])"
-        )
+        told = f"{name} less {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return f"no difference that {prompts} prompts can show: {told}"
     better, worse = (name, other) if low > 0 else (other, name)
     ends = (low, high) if low > 0 else (-high, -low)
     return f"{better} is better than {worse} by {abs(mean):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
@@ -118,7 +117,7 @@ def sentences(runs: dict[str, list[dict]]) -> list[str]:
 def result_table(found: dict[str, dict], prompts: int) -> Table:
     """A row a run. The holistic reward is shown as the change from the first run: its level may be arbitrary."""
     first = next(iter(found.values()))
-    others = [key for key in first if key not in ("oracle", "gain", "full_length")]
+    others = [key for key in first if key in COLUMNS or (key == "empty" and any(row[key] for row in found.values()))]
 
     def cell(row: dict, key: str) -> str:
         value = row[key]

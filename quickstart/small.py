@@ -198,7 +198,7 @@ def before_and_after(runs: dict[str, list[dict]], most: int = 3) -> str:
     ]
     lines = [f"The first {most} test prompts that start and hierarchical answer differently (true quality beside):"]
     for before, after in changed[:most]:
-        lines.append(f"  {before['query']}")
+        lines.append(f"  {before['query'].split(' context:')[0]}")  # qa: without the passages
         for name, row in (("start", before), ("hierarchical", after)):
             lines.append(f"    {name:<14}{row['oracle']:.2f}  {row['generation']!r}")
     return "\n".join(lines if changed else ["start and hierarchical answer every test prompt alike"])
