@@ -79,15 +79,9 @@ class Records:
         found = {}
         for seed, record in self.found[name].items():
             means, kl = record["means"], record["kl"][-1] if record.get("kl") else math.nan
-            if what := collapse(means["empty"], means["response_length"], self.limit, kl):
+            if what := collapse(means["empty"], means["response_length"], self.world.limit, kl):
                 found[seed] = what
         return found
-
-    @property
-    def limit(self) -> int:
-        from alarm.tasks.find import find_task
-
-        return self.world.ppo.get("max_generated_len") or find_task(str(ROOT / self.world.task)).max_generated_len
 
 
 def read_records(results: Path, world: World) -> Records:
