@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     check_work_dir(work)
     build = Build(world, args)
     {"mt": mt_stages, "qa": qa_stages}[args.world](build)
-    run_stages(build.stages, work, len(build.stages))
+    run_stages(build.stages, work)
     took = [json.loads(path.read_text()) for path in sorted((work / MARKER).glob("*.json"))]
     write_json(work / "built.json", {"world": args.world, "seed": args.seed, "scale": args.scale, "stages": took})
     print_table(time_table(work, build.stages))

@@ -1,8 +1,4 @@
-"""Stages: commands with one output each. A second run skips what is done and goes on with the rest.
-
-Stages run in turn, with their output on the screen. Those of a list do not need each other: several run at once, with
-their output in logs/ and one progress bar on the screen.
-"""
+"""Stages: commands with one output each, run in turn. A second run skips what is done and goes on with the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +21,9 @@ from alarm.common.errors import UserError
 from alarm.common.files import check_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGS = "logs"  # a folder in the work folder: what the stages of a group print
+AT_ONCE = 2
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
-LOGS = "logs"  # likewise: what stages that run at once print
-LAST_LINES = 15  # of the output of a stage that failed
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,15 @@ class Stage:
     output: str  # file or folder in the work folder; it appears whole, or holds a run that --resume continues
     words: Callable[[], list[str]]
     resumable: bool = False
-    steps: int = 1  # of its progress bar
-    steps_done: Callable[[], int] = lambda: 0  # so far; once it has ended, all of them are
+    steps: int = 1  # of a PPO run: a bar counts the rows of OUTPUT/log.jsonl
+
+
+@dataclass(frozen=True)
+class Together:
+    """Stages that do not need each other: AT_ONCE run at a time, each with its output in a file."""
+
+    name: str
+    stages: tuple[Stage, ...]
 
 
 def flag_words(**values) -> list[str]:
@@ -89,70 +93,17 @@ def check_work_dir(work: Path) -> None:
     (work / MARKER).mkdir(parents=True, exist_ok=True)
 
 
-def name_of_files(stage: Stage) -> str:
-    return stage.output.replace("/", "-")
-
-
 def marker_of(stage: Stage, work: Path) -> Path:
     """The file that says that a stage is done, and what it took."""
-    return work / MARKER / f"{name_of_files(stage)}.json"
+    return work / MARKER / f"{stage.output.replace('/', '-')}.json"
 
 
-class Child:
-    """A stage that is running. `log`: the file that takes its output; None: the screen."""
-
-    def __init__(self, stage: Stage, words: list[str], environment: dict, log: Path | None):
-        self.stage, self.words, self.log = stage, words, log
-        self.start = time.perf_counter()
-        out = open(log, "w") if log else None  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT if out else None
-        )
-        if out:
-            out.close()
-
-    def ended(self) -> dict | None:
-        """What it took, once it has ended. Raises SystemExit with its code if it failed."""
-        # Popen.wait does not tell the CPU seconds of one child from those of another
-        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-        if not pid:
-            return None
-        self.process.returncode = code = os.waitstatus_to_exitcode(status)
-        if code:
-            if self.log:
-                lines = self.log.read_text(errors="replace").replace("\r", "\n").rstrip().splitlines()
-                print("\n" + "\n".join(lines[-LAST_LINES:]) + f"\n(from {short(self.log)})")
-            print(f"\n{self.stage.name} ended with exit code {code}; run the same command again to go on from here")
-            sys.stdout.flush()
-            sys.exit(code if code > 0 else 128 - code)
-        return {
-            "stage": self.stage.name,
-            "output": self.stage.output,
-            "words": self.words,
-            "seconds": time.perf_counter() - self.start,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        }
-
-
-def stop(children: list[Child], patience: float) -> None:
-    """Wait for children that may have got a terminal's ^C too; then interrupt those that have not, and wait again."""
-    until = time.perf_counter() + patience
-    for child in children:
-        try:
-            child.process.wait(timeout=max(0.0, until - time.perf_counter()))
-        except subprocess.TimeoutExpired:
-            child.process.send_signal(signal.SIGINT)
-    for child in children:
-        child.process.wait()
-
-
-def to_run(stage: Stage, work: Path, python: str) -> list[str] | None:
-    """The words of a stage, printed, with what is out of date removed; None if it is done."""
-    marker = marker_of(stage, work)
-    words = stage.words()
+def prepare(stage: Stage, work: Path, python: str) -> list[str] | None:
+    """Print the command of a stage and clear its place. -> its words, or None if it is done."""
+    marker, words = marker_of(stage, work), stage.words()
     before = json.loads(marker.read_text()) if marker.exists() else None
     if before and before["words"] == words and (work / stage.output).exists():
-        print(f"done before, in {clock(before['seconds'])}", flush=True)
+        print(f"{stage.name}: done before, in {clock(before['seconds'])}", flush=True)
         return None
     marker.unlink(missing_ok=True)
     if before or not stage.resumable:
@@ -162,80 +113,145 @@ def to_run(stage: Stage, work: Path, python: str) -> list[str] | None:
     return words
 
 
-def remove_later(work: Path, stages: list[Stage]) -> None:
-    """What was made after these stages by earlier calls: it is out of date."""
-    known = {marker_of(stage, work) for stage in stages}
-    for marker in set((work / MARKER).glob("*.json")) - known:
-        if "output" in (took := json.loads(marker.read_text())):
-            remove(work / took["output"])
-        marker.unlink()
+class Child:
+    """A stage that runs. Its marker is written when it has ended well."""
+
+    def __init__(self, stage: Stage, words: list[str], work: Path, environment: dict, log: Path | None = None):
+        self.stage, self.words, self.work, self.log = stage, words, work, log
+        self.started = time.perf_counter()
+        if log:
+            log.parent.mkdir(exist_ok=True)
+        with open(log, "w") if log else nullcontext() as out:
+            command = [sys.executable, *words]
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT if log else None
+            )
+
+    def ended(self, wait: bool = False) -> int | None:
+        """Its exit code, None while it runs."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code = self.process.wait() if wait else self.process.poll()
+        if code == 0:
+            # a child's usage is added when it is waited for, so the difference is its own
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took = {
+                "stage": self.stage.name,
+                "words": self.words,
+                "seconds": time.perf_counter() - self.started,
+                "cpu_seconds": usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime,
+            }
+            write_json(marker_of(self.stage, self.work), took)
+        return code
+
+    def interrupt(self) -> None:
+        """A terminal's ^C reaches the child too, `kill -INT` its parent alone."""
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+
+    def fail(self, code: int) -> None:
+        if self.log:
+            lines = self.log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+            print("\n".join(["", *lines[-8:]]), flush=True)
+        print(
+            f"\n{self.stage.name} ended with exit code {code}; run the same command again to go on from here",
+            flush=True,
+        )
+        sys.exit(code if code > 0 else 128 - code)
 
 
-def run_group(group: list[tuple[Stage, list[str]]], work: Path, environment: dict, workers: int | None) -> None:
-    """Run stages at once, `workers` at a time. None: a single one, whose output goes to the screen."""
+def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
+    """Run a stage unless it is done. -> whether it ran."""
+    if (words := prepare(stage, work, python)) is None:
+        return False
+    child = Child(stage, words, work, environment)
+    try:
+        code = child.ended(wait=True)
+    except KeyboardInterrupt:
+        child.interrupt()
+        raise
+    if code:
+        child.fail(code)
+    return True
+
+
+def steps_done(stage: Stage, work: Path) -> int:
+    """Rows of the stage's training log so far."""
+    log = work / stage.output / "log.jsonl"
+    return min(stage.steps, log.read_bytes().count(b"\n")) if stage.steps > 1 and log.exists() else 0
+
+
+def run_together(group: Together, work: Path, python: str, environment: dict) -> bool:
+    """Run the stages of a group that are not done, AT_ONCE at a time, with one bar. -> whether one ran."""
     from tqdm import tqdm
 
-    waiting, running, finished = list(group), [], 0
-    if workers:
-        (work / LOGS).mkdir(exist_ok=True)
-        print(f"their output: {short(work / LOGS)}/", flush=True)
+    waiting = [(stage, words) for stage in group.stages if (words := prepare(stage, work, python)) is not None]
+    if not waiting:
+        return False
+    print(f"{AT_ONCE} at a time; what they print: {short(work / LOGS)}/", flush=True)
+    total, ended, running = sum(stage.steps for stage, _ in waiting), 0, []
     try:
-        with tqdm(total=sum(stage.steps for stage, _ in group), unit="step", disable=not workers) as bar:
+        with tqdm(total=total, desc=group.name, unit="step") as bar:
             while waiting or running:
-                while waiting and len(running) < (workers or 1):
+                while waiting and len(running) < AT_ONCE:
                     stage, words = waiting.pop(0)
-                    log = work / LOGS / f"{name_of_files(stage)}.txt" if workers else None
-                    running.append(Child(stage, words, environment, log))
-                time.sleep(0.1)
+                    log = work / LOGS / f"{stage.output.replace('/', '-')}.txt"
+                    running.append(Child(stage, words, work, environment, log))
                 for child in list(running):
-                    if took := child.ended():
-                        running.remove(child)
-                        finished += child.stage.steps
-                        write_json(marker_of(child.stage, work), took)
-                        bar.write(f"{child.stage.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU")
-                now = finished + sum(min(child.stage.steps, child.stage.steps_done()) for child in running)
-                bar.update(now - bar.n)
-    except BaseException as error:
-        alive = [child for child in running if child.process.returncode is None]
-        stop(alive, 5 if isinstance(error, KeyboardInterrupt) else 0)
+                    if (code := child.ended()) is None:
+                        continue
+                    running.remove(child)
+                    ended += child.stage.steps
+                    if code:
+                        for other in running:
+                            other.process.send_signal(signal.SIGINT)
+                            other.process.wait()
+                        bar.close()
+                        child.fail(code)
+                bar.n = ended + sum(steps_done(child.stage, work) for child in running)
+                bar.refresh()
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        for child in running:
+            child.interrupt()
         raise
+    return True
 
 
-def run_stages(stages: Iterable[Stage | list[Stage]], work: Path, total: int, workers: int = 2) -> list[Stage]:
-    """Run them, and return them. `total`: how many they are. They may be an iterator that reads earlier outputs."""
+def run_stages(stages: Sequence[Stage | Together], work: Path) -> None:
     python = os.path.relpath(sys.executable, ROOT)
     python = sys.executable if python.startswith("..") else python
     quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of the libraries, about each other
     # one thread: for models of this size several gain little, and beside a busy neighbour they are many times slower
     fixed = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment = {**fixed, **quiet, **os.environ}
-    start, seen = time.perf_counter(), []
-    for item in stages:
-        group, left = item if isinstance(item, list) else [item], []
-        for stage in group:
-            seen.append(stage)
-            elapsed = clock(time.perf_counter() - start)
-            print(f"\n[{len(seen)}/{total}] {stage.name}   (elapsed {elapsed})", flush=True)
-            if words := to_run(stage, work, python):
-                left.append((stage, words))
-        if left:
-            remove_later(work, seen)
-            run_group(left, work, environment, workers if isinstance(item, list) else None)
-    return seen
+    start = time.perf_counter()
+    for number, stage in enumerate(stages, start=1):
+        print(f"\n[{number}/{len(stages)}] {stage.name}   (elapsed {clock(time.perf_counter() - start)})", flush=True)
+        run = run_together if isinstance(stage, Together) else run_alone
+        if run(stage, work, python, environment):
+            for done in single([stage]):
+                took = json.loads(marker_of(done, work).read_text())
+                print(f"{done.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU", flush=True)
+            # what was made from the older output of this stage is out of date
+            for later in single(stages[number:]):
+                marker = marker_of(later, work)
+                if not later.resumable or marker.exists():
+                    remove(work / later.output)
+                marker.unlink(missing_ok=True)
 
 
-def time_table(work: Path, stages: list[Stage]) -> Table:
+def single(stages: Sequence[Stage | Together]) -> list[Stage]:
+    """The stages, those of groups one by one."""
+    return [one for stage in stages for one in (stage.stages if isinstance(stage, Together) else (stage,))]
+
+
+def time_table(work: Path, stages: Sequence[Stage | Together]) -> Table:
     """What each stage took."""
-    markers = [marker_of(stage, work) for stage in stages]
-    took = [json.loads(marker.read_text()) for marker in markers]
-    # a stage has ended when its marker was written; those that ran at once overlap
-    ends = [marker.stat().st_mtime for marker in markers]
-    spans = sorted((end - row["seconds"], end) for end, row in zip(ends, took, strict=True))
-    together, last = 0.0, 0.0
-    for first, end in spans:
-        together += max(0.0, end - max(first, last))
-        last = max(last, end)
-    took.append({"stage": "together", "seconds": together, "cpu_seconds": sum(row["cpu_seconds"] for row in took)})
+    took = [json.loads(marker_of(stage, work).read_text()) for stage in single(stages)]
+    took.append({"stage": "together"} | {name: sum(row[name] for row in took) for name in ("seconds", "cpu_seconds")})
     rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in took]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     note = f"largest process of this call: {peak:.1f} GiB" if peak else ""

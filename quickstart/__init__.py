@@ -1,1 +1,0 @@
-"""`make quickstart`: the whole pipeline at a size that fits a laptop. `python -m quickstart.run`"""

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alarm.common.errors import UserError
-from miniature.results import read_runs, summarise
+from miniature.results import answers_before_and_after, read_runs, results_table, sentence, sentences, summarise
 
 
 def rows(values, prefix="q"):
@@ -24,7 +24,7 @@ def test_gains_are_paired():
     assert [gain[key] for key in ("mean", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
     quality = found["run"]["oracle"]
     assert quality["low"] < 0.5 < quality["high"]
-    assert found["run"]["grammar_errors"] is None
+    assert "grammar_errors" not in found["run"]
 
 
 def test_other_prompts_are_refused(tmp_path):
@@ -32,3 +32,44 @@ def test_other_prompts_are_refused(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(rows([0.5] * 3, prefix)))
     with pytest.raises(UserError, match="other prompts"):
         read_runs([str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+
+
+def test_a_sentence_claims_no_more_than_the_interval():
+    assert sentence("a", "b", {"mean": 0.1, "low": 0.01, "high": 0.2}).startswith("a is better than b: +0.100")
+    assert sentence("a", "b", {"mean": -0.1, "low": -0.2, "high": -0.01}).startswith("a is worse than b: -0.100")
+    assert "no difference" in sentence("a", "b", {"mean": 0.1, "low": -0.01, "high": 0.2})
+    assert "no difference" in sentence("a", "b", {"mean": 0.0, "low": 0.0, "high": 0.0})
+
+
+def test_each_run_is_compared_with_the_start_and_the_first_run_with_the_others():
+    rows = [{"query": str(i), "generation": "x", "oracle": 0.5} for i in range(30)]
+    better = [row | {"oracle": 0.75} for row in rows]
+    said = sentences({"start": rows, "one": better, "two": rows})
+    assert [line.split(":")[0] for line in said] == [
+        "one is better than start",
+        "two and start",
+        "one is better than two",
+    ]
+
+
+def test_answers_that_are_shown_are_the_first_that_differ():
+    start = [{"query": f"q{i}", "generation": "same", "oracle": 1.0} for i in range(6)]
+    after = [row | ({"generation": "other", "oracle": 0.25} if i % 2 else {}) for i, row in enumerate(start)]
+    shown = answers_before_and_after({"start": start, "run": after}, "start", "run", count=2)
+    assert "q1" in shown and "q3" in shown and "q5" not in shown and "q0" not in shown
+    assert shown.count("[0.25] other") == 2
+
+
+def test_a_run_that_has_lost_half_of_the_truth_is_named():
+    rows = [{"query": str(i), "generation": "x", "oracle": 0.5} for i in range(30)]
+    found = summarise(
+        {
+            "start": rows,
+            "fallen": [row | {"oracle": 0.2} for row in rows],
+            "mute": [row | {"generation": " "} for row in rows],
+        }
+    )
+    assert [row["collapsed"] for row in found.values()] == [False, True, True]
+    assert [row.cells if hasattr(row, "cells") else row[0] for row in results_table(found, 30).sections[0].rows][
+        1
+    ] == "fallen (collapsed)"

@@ -8,15 +8,34 @@ import statistics
 from pathlib import Path
 
 from alarm.common.console import Table, plain_table
+from alarm.common.errors import UserError
+from alarm.tasks.mt.grammar.server import find_installation
 from miniature.stages import ROOT, Stage, flag_words, short
-
-from .grammar import grammar_backend
-from .real import one_answer_each, pair_baseline, plots, policy_table, read_policies, training_rows, what_to_look_at
+from quickstart.stages import (
+    one_answer_each,
+    pair_baseline,
+    plots,
+    policy_table,
+    read_policies,
+    training_rows,
+    what_to_look_at,
+)
 
 DATA = ROOT / "quickstart" / "data" / "mt"
 LENGTH = 32  # tokens of a prompt, and of a translation: the sample's sentences have at most nine words
 SFT_EPOCHS, HOLISTIC_STEPS, PPO_STEPS = 3, 400, 12
 POLICIES = {"sft": "sft", "hierarchical": "runs/hierarchical", "holistic_only": "runs/holistic_only"}
+
+
+def grammar_backend() -> str:
+    """The real LanguageTool if it is installed; else the stand-in, with a loud warning."""
+    try:
+        find_installation()
+    except UserError as missing:
+        line = "!" * 100
+        print(f"{line}\nGRAMMAR STAND-IN: {missing}\nThis quickstart goes on with --grammar_backend rules.\n{line}")
+        return "rules"
+    return "languagetool"
 
 
 def mt_stages(args: argparse.Namespace, work: Path) -> list[Stage]:
