@@ -143,14 +143,6 @@ class Child:
             write_json(marker_of(self.stage, self.work), took)
         return code
 
-    def interrupt(self) -> None:
-        """A terminal's ^C reaches the child too, `kill -INT` its parent alone."""
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)
-            self.process.wait()
-
     def fail(self, code: int) -> None:
         if self.log:
             lines = self.log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
@@ -162,6 +154,18 @@ class Child:
         sys.exit(code if code > 0 else 128 - code)
 
 
+def interrupt(children: Sequence[Child], patience: float) -> None:
+    """Stop them. patience: seconds to wait first; a terminal's ^C reaches them too, `kill -INT` their parent alone."""
+    until = time.perf_counter() + patience
+    for child in children:
+        try:
+            child.process.wait(timeout=max(0.0, until - time.perf_counter()))
+        except subprocess.TimeoutExpired:
+            child.process.send_signal(signal.SIGINT)
+    for child in children:
+        child.process.wait()
+
+
 def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
     """Run a stage unless it is done. -> whether it ran."""
     if (words := prepare(stage, work, python)) is None:
@@ -170,7 +174,7 @@ def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
     try:
         code = child.ended(wait=True)
     except KeyboardInterrupt:
-        child.interrupt()
+        interrupt([child], patience=5)
         raise
     if code:
         child.fail(code)
@@ -193,7 +197,8 @@ def run_together(group: Together, work: Path, python: str, environment: dict) ->
     print(f"{AT_ONCE} at a time; what they print: {short(work / LOGS)}/", flush=True)
     total, ended, running = sum(stage.steps for stage, _ in waiting), 0, []
     try:
-        with tqdm(total=total, desc=group.name, unit="step") as bar:
+        shown = sys.stderr.isatty()
+        with tqdm(total=total, desc=group.name, unit="step", mininterval=0.2 if shown else 30) as bar:
             while waiting or running:
                 while waiting and len(running) < AT_ONCE:
                     stage, words = waiting.pop(0)
@@ -205,17 +210,17 @@ def run_together(group: Together, work: Path, python: str, environment: dict) ->
                     running.remove(child)
                     ended += child.stage.steps
                     if code:
-                        for other in running:
-                            other.process.send_signal(signal.SIGINT)
-                            other.process.wait()
                         bar.close()
                         child.fail(code)
-                bar.n = ended + sum(steps_done(child.stage, work) for child in running)
-                bar.refresh()
+                bar.update(ended + sum(steps_done(child.stage, work) for child in running) - bar.n)
+                if shown:
+                    bar.refresh()  # its clock
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        for child in running:
-            child.interrupt()
+        interrupt(running, patience=5)
+        raise
+    except BaseException:  # another one failed, or its marker could not be written
+        interrupt(running, patience=0)
         raise
     return True
 
@@ -248,10 +253,22 @@ def single(stages: Sequence[Stage | Together]) -> list[Stage]:
     return [one for stage in stages for one in (stage.stages if isinstance(stage, Together) else (stage,))]
 
 
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of (start, end): stages that ran at once count once."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
 def time_table(work: Path, stages: Sequence[Stage | Together]) -> Table:
     """What each stage took."""
-    took = [json.loads(marker_of(stage, work).read_text()) for stage in single(stages)]
-    took.append({"stage": "together"} | {name: sum(row[name] for row in took) for name in ("seconds", "cpu_seconds")})
+    markers = [marker_of(stage, work) for stage in single(stages)]
+    took = [json.loads(marker.read_text()) for marker in markers]
+    ends = [marker.stat().st_mtime for marker in markers]  # a marker is written when its stage ends
+    seconds = covered([(end - row["seconds"], end) for end, row in zip(ends, took, strict=True)])
+    took.append({"stage": "together", "seconds": seconds, "cpu_seconds": sum(row["cpu_seconds"] for row in took)})
     rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in took]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     note = f"largest process of this call: {peak:.1f} GiB" if peak else ""
