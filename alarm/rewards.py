@@ -58,7 +58,7 @@ def less_baseline(
 
 
 def without_group(measured: Measured, recipe: RewardRecipe) -> Measured:
-    """Of answers that are not compared with others to their prompt: `recipe.level` takes the place of a group's mean."""
+    """Of answers that are not compared with others to their prompt: `recipe.level` stands for a group's mean."""
     if recipe.baseline != "group":
         return measured
     return replace(measured, baseline=torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64))
