@@ -1,4 +1,4 @@
-# make quickstart   environment, install, then long-form QA end to end on a shipped sample (offline, CPU)
+# make quickstart   environment, install, then PPO on a small world with a known truth (offline, CPU); TASK=mt|qa|real-mt|real-qa
 # make test         environment, install, the test suite
 # make languagetool the real grammar checker for translation (97 MB from Maven Central; wants Java 17 and Maven)
 # make plots        a PNG of the run in the folder RUN_DIR (several: RUN_DIR="runs/a runs/b"), from its log
@@ -10,17 +10,23 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check
 # several threads beside another busy process are slower than one; the tests run in two processes
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
-# the quickstart's task: qa, or mt
-TASK ?= qa
+# the quickstart's task: mt or qa (small worlds), real-mt or real-qa (samples of real data)
+TASK ?= mt
 
 LANGUAGETOOL = languagetool/LanguageTool-6.8
 
-.PHONY: quickstart test test-fast style clean-quickstart languagetool plots
+.PHONY: quickstart paper test test-fast style clean-quickstart languagetool plots
 
-# for translation, LanguageTool is downloaded if Java and Maven are installed
+# for real translation, LanguageTool is downloaded if Java and Maven are installed
 quickstart: $(VENV)/.installed
-	if [ $(TASK) = mt ] && command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
-	$(RUN) quickstart/run.py --task $(TASK)
+	if [ $(TASK) = real-mt ] && command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
+	$(RUN) -m quickstart.run --task $(TASK)
+
+# hours; goes on where it was stopped
+paper: $(VENV)/.installed
+	$(RUN) -m miniature.run --tasks mt --seeds 5 --tune
+	$(RUN) -m miniature.run --tasks mt --seeds 5
+	$(RUN) -m miniature.paper
 
 test: $(VENV)/.installed-dev
 	if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi

@@ -6,21 +6,14 @@ tokens, the rewards of a response of T tokens land M - T tokens late, and the la
 
 from __future__ import annotations
 
-import torch
-
 import trl
 from alarm import train_ppo
-
-
-def right_aligned(rewards: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What vectors (T_i,) pay to their own tokens after they were pushed to the end of rows of max(T_i) columns."""
-    longest = max(map(len, rewards))
-    return [torch.cat([reward.new_zeros(longest - len(reward)), reward])[: len(reward)] for reward in rewards]
+from benchmarks.token_alignment import right_align
 
 
 class MisalignedTrainer(trl.PPOTrainer):
     def step(self, queries, responses, scores, *args, **kwargs):
-        return super().step(queries, responses, right_aligned(scores), *args, **kwargs)
+        return super().step(queries, responses, right_align(scores, max(map(len, scores))), *args, **kwargs)
 
 
 if __name__ == "__main__":

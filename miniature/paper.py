@@ -1,8 +1,8 @@
 """Tables and figures of the grid, a question each, from the records that are there. `python -m miniature.paper`
 
 Writes miniature/results/WORLD/QUESTION.{md,csv,png} and the same tables into docs/miniature.md. Runs that are missing
-and runs that collapsed are named. Differences are paired by prompt and seed; intervals are 95%, of a bootstrap over prompts
-and seeds (prompts alone while there is one seed).
+and runs that collapsed are named. Differences are paired by prompt and seed. Intervals are 95%, of a bootstrap over
+prompts and seeds (prompts alone while there is one seed).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from alarm.common.bootstrap import interval, resample
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_json, write_text
 from alarm.common.flags import parser
-from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, KL_BOUND
 
 from .grid import ORDER, PAPER, QUESTIONS, runs_of
+from .results import collapse
 from .run import RESULTS
 from .settings import WORLDS, World
 from .stages import ROOT
@@ -78,21 +78,10 @@ class Records:
         """Seed -> what went wrong."""
         found = {}
         for seed, record in self.found[name].items():
-            length, limit = record["means"]["response_length"], self.limit
-            kl = record["kl"][-1] / max(length, 1) if record.get("kl") else 0.0
-            if record["means"]["empty"] > EMPTY_BOUND:
-                found[seed] = f"{record['means']['empty']:.0%} of the answers are empty"
-            elif length > FULL_BOUND * limit:
-                found[seed] = f"answers of {length:.0f} of at most {limit} tokens"
-            elif kl > KL_BOUND:
-                found[seed] = f"{kl:.1f} nats a token from the start"
+            means, kl = record["means"], record["kl"][-1] if record.get("kl") else math.nan
+            if what := collapse(means["empty"], means["response_length"], self.world.limit, kl):
+                found[seed] = what
         return found
-
-    @property
-    def limit(self) -> int:
-        from alarm.tasks.find import find_task
-
-        return self.world.ppo.get("max_generated_len") or find_task(str(ROOT / self.world.task)).max_generated_len
 
 
 def read_records(results: Path, world: World) -> Records:

@@ -7,25 +7,26 @@ Reads generations files of `train_ppo --test`. Differences are paired by prompt;
 from __future__ import annotations
 
 import argparse
-from itertools import combinations
+import itertools
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from alarm.common.bootstrap import interval, resample
+from alarm.common.bootstrap import MIN_PROMPTS, interval, resample
 from alarm.common.console import Table, plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_new_file, read_rows, write_json
-from alarm.common.flags import parser
-from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, FULL_START, KL_BOUND
+from alarm.common.flags import parser, positive_int
+from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, KL_BOUND
 
-COLUMNS = {  # what is shown beside the truth, if the files have it -> its column
-    "holistic": "holistic_reward",
+SHOWN = {  # column of the file -> its key in results
+    "holistic_reward": "holistic",
     "grammar_errors": "grammar_errors",
-    "relevance": "relevance_rate",
-    "factuality": "factuality_rate",
-    "completeness": "completeness_reward",
-    "length": "response_length",
+    "relevance_rate": "relevance_rate",
+    "factuality_rate": "factuality_rate",
+    "response_length": "length",
 }
 
 
@@ -33,6 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags = parser(__doc__.split("\n\n")[0])
     add = flags.add_argument
     add("files", nargs="+", help="generations files; the first one is the start, with which the others are compared")
+    add("--runs", help="folder of the runs' folders, named as the files; their logs say how far they moved")
+    add("--max_generated_len", type=positive_int, help="tokens of the longest answer: says which runs fill it")
     add("--output", help="JSON file to write")
     add("--overwrite", action="store_true", help="replace --output if it exists")
     return flags.parse_args(argv)
@@ -54,86 +57,118 @@ def read_runs(files: list[str]) -> dict[str, list[dict]]:
     return runs
 
 
+def last_kl(run: Path) -> float:
+    """Nats a response between policy and reference, in the last step of a run. NaN if it has no log."""
+    from alarm.training.run import read_log
+
+    log = run / "log.jsonl"
+    kl = [row["train"]["kl"] for row in read_log(log) if "train" in row] if log.exists() else []
+    return math.nan if not kl or kl[-1] is None else float(kl[-1])
+
+
+def collapse(empty: float, length: float, limit: int | None, kl: float) -> str | None:
+    """How a policy has collapsed, if it has. Share of empty answers, mean tokens, their limit, nats a response."""
+    if empty > EMPTY_BOUND:
+        return f"{empty:.0%} of the answers are empty"
+    if limit and length > FULL_BOUND * limit:
+        return f"answers of {length:.0f} of at most {limit} tokens"
+    if kl / max(length, 1) > KL_BOUND:
+        return f"{kl / max(length, 1):.1f} nats a token from the start"
+    return None
+
+
 def described(values: np.ndarray) -> dict[str, float]:
-    """Mean of a value a prompt, (N,), and its interval."""
-    low, high = interval(resample(len(values)).prompts.astype(float) @ values / len(values))
+    """Mean and its interval over prompts. (N,)"""
+    drawn = resample(len(values)).prompts.astype(float) / len(values)
+    low, high = interval(drawn @ values)
     return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 def quality(rows: list[dict]) -> np.ndarray:
-    return np.array([row["oracle"] for row in rows], dtype=float)
+    return np.array([row["oracle"] for row in rows])
 
 
-def summarise(runs: dict[str, list[dict]], limit: int | None = None) -> dict[str, dict]:
-    """Run -> {oracle: {mean, low, high}, gain over the first run: the same, and means of the other columns}.
+def summarise(
+    runs: dict[str, list[dict]], kl: Mapping[str, float] | None = None, limit: int | None = None
+) -> dict[str, dict]:
+    """Run -> {oracle: {mean, low, high}, gain over the first run: the same, means of the other columns, collapsed}.
 
-    `empty` is the share of answers without text, `full_length` that of answers of `limit` tokens.
+    kl: of a run, nats a response at its end. limit: tokens of the longest answer. `collapsed` is null or says how.
     """
-    start = quality(next(iter(runs.values())))
-    known = [(key, column) for key, column in COLUMNS.items() if any(column in rows[0] for rows in runs.values())]
+    start = next(iter(runs.values()))
     found = {}
     for name, rows in runs.items():
-        found[name] = {"oracle": described(quality(rows)), "gain": described(quality(rows) - start)}
-        for key, column in known:
+        found[name] = {"oracle": described(quality(rows)), "gain": described(quality(rows) - quality(start))}
+        for column, key in SHOWN.items():
             values = [row[column] for row in rows if row.get(column) is not None]
-            found[name][key] = float(np.mean(values)) if values else None
-        found[name]["empty"] = sum(not row["generation"].strip() for row in rows) / len(rows)
-        if limit:
-            found[name]["full_length"] = sum(row["response_length"] >= limit for row in rows) / len(rows)
+            if values:
+                found[name][key] = float(np.mean(values))
+        empty = sum(not row["generation"].strip() for row in rows) / len(rows)
+        found[name]["empty"] = empty
+        fallen = collapse(empty, found[name].get("length", 0.0), limit, (kl or {}).get(name, math.nan))
+        if fallen is None and found[name]["oracle"]["mean"] < quality(start).mean() / 2:
+            fallen = "less than half of the start's true quality"
+        found[name]["collapsed"] = fallen
     return found
 
 
-def collapse(row: dict, start: dict, kl: float | None = None) -> list[str]:
-    """Why a run counts as collapsed, by the bounds of alarm.diagnostics. row, start: of `summarise`; kl: a token."""
-    reasons = []
-    if row["empty"] > EMPTY_BOUND:
-        reasons.append(f"{row['empty']:.0%} of its answers have no text")
-    if row.get("full_length", 0) > FULL_BOUND and start["full_length"] < FULL_START:
-        reasons.append(f"{row['full_length']:.0%} of its answers fill the limit of tokens")
-    if kl is not None and kl > KL_BOUND:
-        reasons.append(f"it is {kl:.2f} nats a token away from the start, tolerated {KL_BOUND:g}")
-    return reasons
+def results_table(found: dict[str, dict], prompts: int) -> Table:
+    """A row a run."""
+    keys = [key for key in SHOWN.values() if any(key in row for row in found.values())]
+    rows = []
+    for name, row in found.items():
+        gain = "" if name == next(iter(found)) else ends(row["gain"], "+.3f")
+        mark = " (collapsed)" if row["collapsed"] else ""
+        numbers = [f"{row[key]:.2f}" if key in row else "-" for key in keys]
+        rows.append((name + mark, f"{row['oracle']['mean']:.3f}", ends(row["oracle"], ".3f")[6:], gain, *numbers))
+    return plain_table(
+        "True quality of sampled answers",
+        ("run", "true quality", "95%", "gain over the start", *(key.replace("_", " ") for key in keys)),
+        rows,
+        f"{prompts} prompts; intervals are over prompts, not over other seeds of training",
+    )
 
 
-def sentence(name: str, other: str, difference: dict[str, float], prompts: int) -> str:
-    """What the interval of the true quality of `name` less that of `other` supports."""
-    mean, low, high = (difference[key] for key in ("mean", "low", "high"))
-    if low <= 0 <= high:
-        told = f"{name} less {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        return f"no difference that {prompts} prompts can show: {told}"
-    better, worse = (name, other) if low > 0 else (other, name)
-    ends = (low, high) if low > 0 else (-high, -low)
-    return f"{better} is better than {worse} by {abs(mean):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+def ends(part: dict[str, float], form: str) -> str:
+    """A mean and its interval in words: +.031 [+.010, +.052]."""
+    return f"{part['mean']:{form}} [{part['low']:{form}}, {part['high']:{form}}]"
+
+
+def sentence(one: str, other: str, difference: dict[str, float], prompts: int) -> str:
+    """What the interval of a paired difference supports."""
+    if prompts < MIN_PROMPTS:
+        return f"{one} and {other}: {prompts} prompts are too few to compare them"
+    if difference["low"] > 0:
+        return f"{one} is better than {other}: {ends(difference, '+.3f')}"
+    if difference["high"] < 0:
+        return f"{one} is worse than {other}: {ends(difference, '+.3f')}"
+    return f"{one} and {other}: no difference that {prompts} prompts can show, {ends(difference, '+.3f')}"
 
 
 def sentences(runs: dict[str, list[dict]]) -> list[str]:
-    """One for every two runs."""
-    return [
-        sentence(name, other, described(quality(runs[name]) - quality(runs[other])), len(runs[name]))
-        for other, name in combinations(runs, 2)
+    """A sentence for each run against the start (the first run), and for each two runs."""
+    start, *others = runs
+    pairs = [(name, start) for name in others] + list(itertools.combinations(others, 2))
+    prompts = len(runs[start])
+    return [sentence(one, other, described(quality(runs[one]) - quality(runs[other])), prompts) for one, other in pairs]
+
+
+def collapses(found: dict[str, dict]) -> list[str]:
+    """A line for each run that collapsed."""
+    return [f"{name} collapsed: {row['collapsed']}" for name, row in found.items() if row["collapsed"]]
+
+
+def answers_before_and_after(runs: dict[str, list[dict]], before: str, after: str, count: int = 3) -> str:
+    """The first prompts of the file whose two answers differ, whatever they are worth."""
+    pairs = [
+        pair for pair in zip(runs[before], runs[after], strict=True) if pair[0]["generation"] != pair[1]["generation"]
     ]
-
-
-def result_table(found: dict[str, dict], prompts: int) -> Table:
-    """A row a run. The holistic reward is shown as the change from the first run: its level may be arbitrary."""
-    first = next(iter(found.values()))
-    others = [key for key in first if key in COLUMNS or (key == "empty" and any(row[key] for row in found.values()))]
-
-    def cell(row: dict, key: str) -> str:
-        value = row[key]
-        if value is None or first[key] is None:
-            return "-"
-        if key == "holistic":
-            return f"{value - first[key]:+.2f}"
-        return f"{value:.1%}" if key == "empty" else f"{value:.1f}" if key == "length" else f"{value:.2f}"
-
-    rows = []
-    for name, row in found.items():
-        parts = [f"{part['mean']:.3f} [{part['low']:.3f}, {part['high']:.3f}]" for part in (row["oracle"], row["gain"])]
-        rows.append((name, parts[0], "" if row is first else parts[1], *(cell(row, key) for key in others)))
-    heads = ["holistic change" if key == "holistic" else key for key in others]
-    note = f"{prompts} prompts; 95% intervals over prompts; gains are paired by prompt, over {next(iter(found))}"
-    return plain_table("True quality", ("run", "quality", "gain", *heads), rows, note)
+    lines = [f"the first {count} test prompts whose answers differ (true quality in brackets)"]
+    for one, other in pairs[:count]:
+        lines.append(f"  {one['query'][:300]}")
+        for name, row in ((before, one), (after, other)):
+            lines.append(f"    {name:<14}[{row['oracle']:.2f}] {row['generation'][:200]}")
+    return "\n".join(lines)
 
 
 @report_user_errors
@@ -142,11 +177,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         check_new_file(args.output, "--output", args.overwrite)
     runs = read_runs(args.files)
-    found = summarise(runs)
+    kl = {name: last_kl(Path(args.runs) / name) for name in runs} if args.runs else None
+    found = summarise(runs, kl, args.max_generated_len)
     if args.output:
         write_json(args.output, found)
-    print_table(result_table(found, len(next(iter(runs.values())))))
-    print(*sentences(runs), sep="\n")
+    print_table(results_table(found, len(next(iter(runs.values())))))
+    print("\n".join([*collapses(found), *sentences(runs)]))
 
 
 if __name__ == "__main__":

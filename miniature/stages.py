@@ -1,4 +1,4 @@
-"""Stages: commands with one output each, run in turn or some at once. A second run skips what is done and goes on."""
+"""Stages: commands with one output each, run in turn. A second run skips what is done and goes on with the rest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from alarm.common.console import Table, plain_table
@@ -20,11 +21,9 @@ from alarm.common.errors import UserError
 from alarm.common.files import check_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGS = "logs"  # a folder in the work folder: what the stages of a group print
+AT_ONCE = 2
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
-LOGS = "logs"  # likewise: what stages wrote that ran beside others
-LAST_LINES = 20  # of these that are printed if one fails
-LOOK = 0.2  # seconds between two looks at what runs
-PATIENCE = 5.0  # seconds that a stage is given to end after ^C, and after each signal that it is sent
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,15 @@ class Stage:
     output: str  # file or folder in the work folder; it appears whole, or holds a run that --resume continues
     words: Callable[[], list[str]]
     resumable: bool = False
-    steps: int = 1  # of a training run that writes output/log.jsonl; another command counts as one
+    steps: int = 1  # of a PPO run: a bar counts the rows of OUTPUT/log.jsonl
 
 
 @dataclass(frozen=True)
 class Together:
-    """Stages that do not need each other, `at_once` of them at a time. What they print goes to logs/."""
+    """Stages that do not need each other: AT_ONCE run at a time, each with its output in a file."""
 
     name: str
     stages: tuple[Stage, ...]
-    at_once: int = 2
 
 
 def flag_words(**values) -> list[str]:
@@ -100,10 +98,9 @@ def marker_of(stage: Stage, work: Path) -> Path:
     return work / MARKER / f"{stage.output.replace('/', '-')}.json"
 
 
-def words_to_run(stage: Stage, work: Path) -> list[str] | None:
-    """The words of a stage that is not done, after what is left of it was removed. None, and a line, if it is done."""
-    marker = marker_of(stage, work)
-    words = stage.words()
+def prepare(stage: Stage, work: Path, python: str) -> list[str] | None:
+    """Print the command of a stage and clear its place. -> its words, or None if it is done."""
+    marker, words = marker_of(stage, work), stage.words()
     before = json.loads(marker.read_text()) if marker.exists() else None
     if before and before["words"] == words and (work / stage.output).exists():
         print(f"{stage.name}: done before, in {clock(before['seconds'])}", flush=True)
@@ -112,172 +109,167 @@ def words_to_run(stage: Stage, work: Path) -> list[str] | None:
     if before or not stage.resumable:
         # written with other flags, or by a stage that was stopped between its output and its marker
         remove(work / stage.output)
-    python = os.path.relpath(sys.executable, ROOT)
-    print(printable([sys.executable if python.startswith("..") else python, *words]), flush=True)
+    print(printable([python, *words]), flush=True)
     return words
 
 
-@dataclass
-class Running:
-    """A stage whose process has been started."""
+class Child:
+    """A stage that runs. Its marker is written when it has ended well."""
 
-    stage: Stage
-    words: list[str]
-    child: subprocess.Popen
-    began: float = field(default_factory=time.time)
+    def __init__(self, stage: Stage, words: list[str], work: Path, environment: dict, log: Path | None = None):
+        self.stage, self.words, self.work, self.log = stage, words, work, log
+        self.started = time.perf_counter()
+        if log:
+            log.parent.mkdir(exist_ok=True)
+        with open(log, "w") if log else nullcontext() as out:
+            command = [sys.executable, *words]
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT if log else None
+            )
 
-    def ended(self, work: Path) -> bool:
-        """Whether it ended well; then its marker is written. SystemExit with its exit code if it failed."""
+    def ended(self, wait: bool = False) -> int | None:
+        """Its exit code, None while it runs."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = self.child.poll()
-        if code is None:
-            return False
-        if code:
-            again = "run the same command again to go on from here"
-            print(f"\n{self.stage.name} ended with exit code {code}; {again}", flush=True)
-            sys.exit(code if code > 0 else 128 - code)
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # with what `poll` has just reaped, and nothing else
-        took = {
-            "stage": self.stage.name,
-            "words": self.words,
-            "began": self.began,
-            "seconds": time.time() - self.began,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime,
-        }
-        write_json(marker_of(self.stage, work), took)
-        return True
+        code = self.process.wait() if wait else self.process.poll()
+        if code == 0:
+            # a child's usage is added when it is waited for, so the difference is its own
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took = {
+                "stage": self.stage.name,
+                "words": self.words,
+                "seconds": time.perf_counter() - self.started,
+                "cpu_seconds": usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime,
+            }
+            write_json(marker_of(self.stage, self.work), took)
+        return code
+
+    def fail(self, code: int) -> None:
+        if self.log:
+            lines = self.log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+            print("\n".join(["", *lines[-8:]]), flush=True)
+        print(
+            f"\n{self.stage.name} ended with exit code {code}; run the same command again to go on from here",
+            flush=True,
+        )
+        sys.exit(code if code > 0 else 128 - code)
 
 
-def stop(running: Sequence[Running], interrupted: bool = True) -> None:
-    """End what still runs. A terminal's ^C has reached it already, `kill -INT` of this process alone has not."""
-    for send in ((0,) if interrupted else ()) + (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        alive = [one.child for one in running if one.child.poll() is None]
-        for child in alive:
-            child.send_signal(send)  # 0 sends nothing
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and any(child.poll() is None for child in alive):
-            time.sleep(LOOK)
+def interrupt(children: Sequence[Child], patience: float) -> None:
+    """Stop them. patience: seconds to wait first; a terminal's ^C reaches them too, `kill -INT` their parent alone."""
+    until = time.perf_counter() + patience
+    for child in children:
+        try:
+            child.process.wait(timeout=max(0.0, until - time.perf_counter()))
+        except subprocess.TimeoutExpired:
+            child.process.send_signal(signal.SIGINT)
+    for child in children:
+        child.process.wait()
 
 
-def environment() -> dict[str, str]:
-    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of the libraries, about each other
-    # one thread: for models of this size several gain little, and beside a busy neighbour they are many times slower
-    fixed = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    return {**fixed, **quiet, **os.environ}
-
-
-def start(stage: Stage, words: list[str], out: int | None = None) -> Running:
-    """`out`: file descriptor of its output; None: the screen."""
-    error = None if out is None else subprocess.STDOUT
-    child = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment(), stdout=out, stderr=error)
-    return Running(stage, words, child)
-
-
-def run_stage(stage: Stage, work: Path) -> bool:
-    """Run a stage unless it is done. Returns whether it was run."""
-    words = words_to_run(stage, work)
-    if words is None:
+def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
+    """Run a stage unless it is done. -> whether it ran."""
+    if (words := prepare(stage, work, python)) is None:
         return False
-    running = start(stage, words)
+    child = Child(stage, words, work, environment)
     try:
-        while not running.ended(work):
-            time.sleep(LOOK)
+        code = child.ended(wait=True)
     except KeyboardInterrupt:
-        stop([running])
+        interrupt([child], patience=5)
         raise
+    if code:
+        child.fail(code)
     return True
 
 
-def steps_done(run: Path) -> int:
-    """Training steps in a run's log."""
-    log = run / "log.jsonl"
-    return log.read_text(errors="replace").count('"train": ') if log.is_file() else 0
+def steps_done(stage: Stage, work: Path) -> int:
+    """Rows of the stage's training log so far."""
+    log = work / stage.output / "log.jsonl"
+    return min(stage.steps, log.read_bytes().count(b"\n")) if stage.steps > 1 and log.exists() else 0
 
 
-def run_together(group: Together, work: Path) -> bool:
-    """Run the stages of a group that are not done. Returns whether one was run. If one fails, the others stop too."""
+def run_together(group: Together, work: Path, python: str, environment: dict) -> bool:
+    """Run the stages of a group that are not done, AT_ONCE at a time, with one bar. -> whether one ran."""
     from tqdm import tqdm
 
-    words = [(stage, words_to_run(stage, work)) for stage in group.stages]
-    waiting = [(stage, line) for stage, line in words if line is not None]
+    waiting = [(stage, words) for stage in group.stages if (words := prepare(stage, work, python)) is not None]
     if not waiting:
         return False
-    (work / LOGS).mkdir(exist_ok=True)
-    ours = [stage for stage, _ in waiting]
-    running: list[Running] = []
-
-    def log_of(stage: Stage) -> Path:
-        return work / LOGS / f"{stage.output.replace('/', '-')}.txt"
-
-    def done() -> int:
-        """Steps of all that are to run; of a command without steps, whether it has ended."""
-        left = {one.stage for one in running} | {stage for stage, _ in waiting}
-        logged = {stage: min(stage.steps, steps_done(work / stage.output)) for stage in left}
-        return sum(logged.get(stage, stage.steps) for stage in ours)
-
-    print(f"{min(group.at_once, len(ours))} at once; what they print is in {short(work / LOGS)}/", flush=True)
-    total = sum(stage.steps for stage in ours)
-    at_start = done()  # of runs that --resume continues: the time left is reckoned from what is still to do
+    print(f"{AT_ONCE} at a time; what they print: {short(work / LOGS)}/", flush=True)
+    total, ended, running = sum(stage.steps for stage, _ in waiting), 0, []
     try:
-        unit, often = ("step" if total > len(ours) else "command"), (0.5 if sys.stderr.isatty() else 30)
-        with tqdm(total=total, initial=at_start, unit=unit, mininterval=often, smoothing=0) as bar:
+        shown = sys.stderr.isatty()
+        with tqdm(total=total, desc=group.name, unit="step", mininterval=0.2 if shown else 30) as bar:
             while waiting or running:
-                while waiting and len(running) < group.at_once:
-                    stage, line = waiting.pop(0)
-                    with log_of(stage).open("wb") as log:
-                        running.append(start(stage, line, log.fileno()))
-                for one in list(running):
-                    if one.ended(work):
-                        running.remove(one)
-                bar.update(done() - bar.n)
-                time.sleep(LOOK)
+                while waiting and len(running) < AT_ONCE:
+                    stage, words = waiting.pop(0)
+                    log = work / LOGS / f"{stage.output.replace('/', '-')}.txt"
+                    running.append(Child(stage, words, work, environment, log))
+                for child in list(running):
+                    if (code := child.ended()) is None:
+                        continue
+                    running.remove(child)
+                    ended += child.stage.steps
+                    if code:
+                        bar.close()
+                        child.fail(code)
+                bar.update(ended + sum(steps_done(child.stage, work) for child in running) - bar.n)
+                if shown:
+                    bar.refresh()  # its clock
+                time.sleep(0.2)
     except KeyboardInterrupt:
-        stop(running)
+        interrupt(running, patience=5)
         raise
-    except SystemExit:
-        failed = next(one for one in running if one.child.poll())
-        stop(running, interrupted=False)
-        lines = log_of(failed.stage).read_text(errors="replace").replace("\r", "\n").strip().split("\n")
-        print(f"the end of {short(log_of(failed.stage))}:", *lines[-LAST_LINES:], sep="\n    ", flush=True)
+    except BaseException:  # another one failed, or its marker could not be written
+        interrupt(running, patience=0)
         raise
     return True
-
-
-def flat(stages: Sequence[Stage | Together]) -> Iterator[Stage]:
-    for stage in stages:
-        yield from (stage.stages if isinstance(stage, Together) else (stage,))
 
 
 def run_stages(stages: Sequence[Stage | Together], work: Path) -> None:
-    began = time.perf_counter()
+    python = os.path.relpath(sys.executable, ROOT)
+    python = sys.executable if python.startswith("..") else python
+    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of the libraries, about each other
+    # one thread: for models of this size several gain little, and beside a busy neighbour they are many times slower
+    fixed = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment = {**fixed, **quiet, **os.environ}
+    start = time.perf_counter()
     for number, stage in enumerate(stages, start=1):
-        print(f"\n[{number}/{len(stages)}] {stage.name}   (elapsed {clock(time.perf_counter() - began)})", flush=True)
-        if run_together(stage, work) if isinstance(stage, Together) else run_stage(stage, work):
-            for one in flat([stage]):
-                took = json.loads(marker_of(one, work).read_text())
-                print(f"{one.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU", flush=True)
+        print(f"\n[{number}/{len(stages)}] {stage.name}   (elapsed {clock(time.perf_counter() - start)})", flush=True)
+        run = run_together if isinstance(stage, Together) else run_alone
+        if run(stage, work, python, environment):
+            for done in single([stage]):
+                took = json.loads(marker_of(done, work).read_text())
+                print(f"{done.name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of CPU", flush=True)
             # what was made from the older output of this stage is out of date
-            for later in flat(stages[number:]):
+            for later in single(stages[number:]):
                 marker = marker_of(later, work)
                 if not later.resumable or marker.exists():
                     remove(work / later.output)
                 marker.unlink(missing_ok=True)
 
 
-def elapsed(took: Sequence[dict]) -> float:
-    """Seconds in which at least one of these stages ran."""
-    total, end = 0.0, 0.0
-    for row in sorted(took, key=lambda row: row["began"]):
-        total += max(0.0, row["began"] + row["seconds"] - max(end, row["began"]))
-        end = max(end, row["began"] + row["seconds"])
+def single(stages: Sequence[Stage | Together]) -> list[Stage]:
+    """The stages, those of groups one by one."""
+    return [one for stage in stages for one in (stage.stages if isinstance(stage, Together) else (stage,))]
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of (start, end): stages that ran at once count once."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
     return total
 
 
 def time_table(work: Path, stages: Sequence[Stage | Together]) -> Table:
-    """What each stage took. Of stages that ran at once the time together is less than the sum."""
-    took = [json.loads(marker_of(stage, work).read_text()) for stage in flat(stages)]
-    together = {"stage": "together", "seconds": elapsed(took), "cpu_seconds": sum(row["cpu_seconds"] for row in took)}
-    rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in [*took, together]]
+    """What each stage took."""
+    markers = [marker_of(stage, work) for stage in single(stages)]
+    took = [json.loads(marker.read_text()) for marker in markers]
+    ends = [marker.stat().st_mtime for marker in markers]  # a marker is written when its stage ends
+    seconds = covered([(end - row["seconds"], end) for end, row in zip(ends, took, strict=True)])
+    took.append({"stage": "together", "seconds": seconds, "cpu_seconds": sum(row["cpu_seconds"] for row in took)})
+    rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in took]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     note = f"largest process of this call: {peak:.1f} GiB" if peak else ""
     return plain_table("Time", ("stage", "seconds", "CPU seconds"), rows, note)

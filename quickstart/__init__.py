@@ -1,1 +1,0 @@
-"""The quickstart: `python -m quickstart.run`, or `make quickstart`."""

@@ -1,30 +1,22 @@
-"""The sample, the preferences made of it, and the stages of `make quickstart TASK=mt`."""
+"""The sample, the preferences made of it, and the stages of `make quickstart TASK=real-mt`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import random
-import sys
 
 import pytest
 
 from helpers import ROOT
+from quickstart import make_mt_pairs, mt_stages, run
 
 DATA = ROOT / "quickstart" / "data" / "mt"
 
 
 @pytest.fixture
-def quickstart(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "quickstart"))
-    import make_mt_pairs
-    import mt_stages
-
-    import run
-
-    yield argparse.Namespace(pairs=make_mt_pairs, mt=mt_stages, run=run)
-    for name in ("make_mt_pairs", "mt_stages", "run"):
-        sys.modules.pop(name, None)
+def quickstart():
+    return argparse.Namespace(pairs=make_mt_pairs, mt=mt_stages, run=run)
 
 
 def test_the_sample_is_small_and_its_parts_share_no_sentence():
@@ -68,7 +60,7 @@ def test_the_whole_quickstart_on_a_few_rows(quickstart, tmp_path, monkeypatch, c
     for split, size in (("train", 400), ("dev", 12), ("test", 12)):
         lines = (DATA / f"{split}.jsonl").read_text().split("\n")[:size]
         (data / f"{split}.jsonl").write_text("\n".join(lines))
-    flags = ["--task", "mt", "--data_dir", str(data), "--work_dir", str(tmp_path / "work"), "--steps", "2"]
+    flags = ["--task", "real-mt", "--data_dir", str(data), "--work_dir", str(tmp_path / "work"), "--steps", "2"]
     quickstart.run.main(flags)
     shown = capfd.readouterr().out
     assert "[14/14] comparison" in shown and "What this shows" in shown and "GRAMMAR STAND-IN" in shown

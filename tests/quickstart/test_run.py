@@ -11,41 +11,41 @@ import sys
 
 import pytest
 
-import run
-import stages
 from helpers import ROOT
+from miniature import stages
+from quickstart import run
 
 
 @pytest.fixture
 def work(tmp_path):
-    run.check_work_dir(tmp_path / "work")
+    stages.check_work_dir(tmp_path / "work")
     return tmp_path / "work"
 
 
 def writer(work, name: str, text: str):
     """A stage that appends `text` to a file."""
     code = f"open({str(work / name)!r}, 'a').write({text!r})"
-    return run.Stage(name, name, lambda: ["-c", code])
+    return stages.Stage(name, name, lambda: ["-c", code])
 
 
 def test_done_stages_are_skipped_and_changed_ones_take_the_later_along(work, capfd):
-    stages = [writer(work, "a", "1"), writer(work, "b", "2")]
-    run.run_stages(stages, work)
-    run.run_stages(stages, work)
+    todo = [writer(work, "a", "1"), writer(work, "b", "2")]
+    stages.run_stages(todo, work)
+    stages.run_stages(todo, work)
     assert (work / "a").read_text() == "1" and (work / "b").read_text() == "2"
     assert capfd.readouterr().out.count("done before") == 2
-    run.run_stages([writer(work, "a", "x"), stages[1]], work)
+    stages.run_stages([writer(work, "a", "x"), todo[1]], work)
     assert (work / "a").read_text() == "x" and (work / "b").read_text() == "2"
     assert "done before" not in capfd.readouterr().out
 
 
 def test_a_failed_stage_stops_with_its_code_and_is_run_again(work, capfd):
     good = writer(work, "a", "1")
-    bad = run.Stage("bad", "b", lambda: ["-c", f"open({str(work / 'b')!r}, 'w'); raise SystemExit(3)"])
+    bad = stages.Stage("bad", "b", lambda: ["-c", f"open({str(work / 'b')!r}, 'w'); raise SystemExit(3)"])
     with pytest.raises(SystemExit) as stop:
-        run.run_stages([good, bad], work)
+        stages.run_stages([good, bad], work)
     assert stop.value.code == 3
-    run.run_stages([good, writer(work, "b", "2")], work)
+    stages.run_stages([good, writer(work, "b", "2")], work)
     assert (work / "a").read_text() == "1" and (work / "b").read_text() == "2"
 
 
@@ -54,10 +54,10 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script inherits it ignored
 sys.path[:0] = sys.argv[2:]
 from pathlib import Path
-import run
+from miniature import stages
 
-stage = run.Stage("long", "out", lambda: ["-c", "import time; print('begun', flush=True); time.sleep(3600)"])
-run.run_stages([stage], Path(sys.argv[1]))
+stage = stages.Stage("long", "out", lambda: ["-c", "import time; print('begun', flush=True); time.sleep(3600)"])
+stages.run_stages([stage], Path(sys.argv[1]))
 """
 
 
@@ -84,7 +84,7 @@ def test_a_resumable_stage_keeps_what_an_interrupted_one_left(work):
     (work / "run").mkdir()
     (work / "run" / "checkpoint").write_text("half")
     code = f"import pathlib; pathlib.Path({str(work / 'run')!r}, 'end').write_text('whole')"
-    run.run_stages([run.Stage("run", "run", lambda: ["-c", code], resumable=True)], work)
+    stages.run_stages([stages.Stage("run", "run", lambda: ["-c", code], resumable=True)], work)
     assert (work / "run" / "checkpoint").read_text() == "half" and (work / "run" / "end").exists()
 
 
@@ -98,7 +98,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
 
 def test_printed_commands_can_be_pasted():
     words = stages.flag_words(a="b c", lr=1e-3, test=True, none=None, n=3)
-    line = run.printable(["python", "x.py", *words, *["--z"] * 60])
+    line = stages.printable(["python", "x.py", *words, *["--z"] * 60])
     assert shlex.split(line.replace("\\\n", " "))[:9] == [
         "python",
         "x.py",
@@ -121,7 +121,18 @@ def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
         for kind in ("", "_feedback"):
             rows = json.loads((ROOT / f"quickstart/data/qa/{split}{kind}.json").read_text())
             (data / f"{split}{kind}.json").write_text(json.dumps(rows[:24]))
-    flags = ["--data_dir", str(data), "--work_dir", str(tmp_path / "work"), "--splitter", "sentencizer", "--steps", "2"]
+    flags = [
+        "--task",
+        "real-qa",
+        "--data_dir",
+        str(data),
+        "--work_dir",
+        str(tmp_path / "work"),
+        "--splitter",
+        "sentencizer",
+        "--steps",
+        "2",
+    ]
     run.main(flags)
     shown = capfd.readouterr().out
     assert "[15/15] comparison" in shown and "What this shows" in shown
@@ -136,5 +147,50 @@ def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
 
 def test_the_interpreter_of_the_driver_runs_the_stages(work):
     code = f"import sys; open({str(work / 'a')!r}, 'w').write(sys.executable)"
-    run.run_stages([run.Stage("a", "a", lambda: ["-c", code])], work)
+    stages.run_stages([stages.Stage("a", "a", lambda: ["-c", code])], work)
     assert (work / "a").read_text() == sys.executable
+
+
+def group(*members: stages.Stage) -> stages.Together:
+    return stages.Together("group", members)
+
+
+def test_stages_of_a_group_run_at_the_same_time(work, capfd):
+    """Each waits for the other's file: alone it would wait for ever (the limit is that of a hang)."""
+
+    def waits(name: str, other: str) -> stages.Stage:
+        code = f"""
+import pathlib, time
+pathlib.Path({str(work / name)!r}).write_text("here")
+for _ in range(1200):
+    if pathlib.Path({str(work / other)!r}).exists(): break
+    time.sleep(0.05)
+else: raise SystemExit(5)
+"""
+        return stages.Stage(name, name, lambda: ["-c", code])
+
+    todo = [group(waits("a", "b"), waits("b", "a")), writer(work, "c", "3")]
+    stages.run_stages(todo, work)
+    stages.run_stages(todo, work)
+    assert (work / "c").read_text() == "3"
+    assert capfd.readouterr().out.count("done before") == 3
+
+
+def test_a_group_of_which_one_fails_stops_the_others_and_shows_its_last_lines(work, capfd):
+    long = stages.Stage("long", "long", lambda: ["-c", "import time; time.sleep(3600)"])
+    bad = stages.Stage("bad", "bad", lambda: ["-c", "print('what went wrong'); raise SystemExit(3)"])
+    with pytest.raises(SystemExit) as stop:
+        stages.run_stages([group(long, bad)], work)
+    assert stop.value.code == 3
+    assert "what went wrong" in capfd.readouterr().out
+    assert not (work / "stages" / "long.json").exists()
+
+
+def test_a_bar_counts_the_steps_of_a_run(work):
+    (work / "run").mkdir()
+    stage = stages.Stage("run", "run", list, resumable=True, steps=5)
+    assert stages.steps_done(stage, work) == 0
+    (work / "run" / "log.jsonl").write_text("{}\n{}\n")
+    assert stages.steps_done(stage, work) == 2
+    (work / "run" / "log.jsonl").write_text("{}\n" * 9)
+    assert stages.steps_done(stage, work) == 5

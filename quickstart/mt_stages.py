@@ -11,8 +11,15 @@ from alarm.common.console import Table, plain_table
 from alarm.common.errors import UserError
 from alarm.tasks.mt.grammar.server import find_installation
 from miniature.stages import ROOT, Stage, flag_words, short
-
-from .real import one_answer_each, pair_baseline, plots, policy_table, read_policies, training_rows, what_to_look_at
+from quickstart.stages import (
+    one_answer_each,
+    pair_baseline,
+    plots,
+    policy_table,
+    read_policies,
+    training_rows,
+    what_to_look_at,
+)
 
 DATA = ROOT / "quickstart" / "data" / "mt"
 LENGTH = 32  # tokens of a prompt, and of a translation: the sample's sentences have at most nine words

@@ -1,4 +1,4 @@
-"""What the quickstarts on real data share: stages (commands with one output each), and tables of their results."""
+"""What the quickstarts of both tasks share: stages (commands with one output each), and tables of their results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def plots(work: Path) -> Stage:
     return Stage("curves of the PPO runs", "plots", lambda: words)
 
 
-def what_to_look_at(work: Path, results: str = "generations_results") -> str:
-    """The files that are made to be looked at, a line each. results: the folder of the comparison."""
+def what_to_look_at(work: Path) -> str:
+    """The files that are made to be looked at, a line each."""
     files = {
-        "the comparison, a page": f"{results}/eval-report/index.html",
+        "the comparison, a page": "generations_results/eval-report/index.html",
         "rewards token by token, a page": "inspection.html",
         "curves of the PPO runs": "plots/training.png",
     }

@@ -9,8 +9,15 @@ from pathlib import Path
 
 from alarm.common.console import Table, plain_table
 from miniature.stages import ROOT, Stage, flag_words, short
-
-from .real import one_answer_each, pair_baseline, plots, policy_table, read_policies, training_rows, what_to_look_at
+from quickstart.stages import (
+    one_answer_each,
+    pair_baseline,
+    plots,
+    policy_table,
+    read_policies,
+    training_rows,
+    what_to_look_at,
+)
 
 DATA = ROOT / "quickstart" / "data" / "qa"
 PROMPT_TOKENS = 128  # the question and the start of the first passage: all that a policy of this size makes use of

@@ -1,0 +1,160 @@
+"""The quickstart on a small world: PPO with four combinations, each answer judged by the truth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from alarm.common.console import Table
+from alarm.common.errors import UserError
+from alarm.common.files import read_json, write_json
+from miniature.paper import PAPER
+from miniature.results import answers_before_and_after, read_runs, results_table, sentences, summarise
+from miniature.settings import World, scoring
+from miniature.stages import ROOT, Stage, Together, flag_words, short
+
+SAMPLES = 16  # answers to each dev prompt for best-of-n
+START, RECOMMENDED = "start", "recommended"
+RUNS = ("hierarchical", "holistic_only", "weighted_sum", RECOMMENDED)
+DATA = {  # sizes of what the quickstart does not train
+    "mt": {"sft": 1, "sft_dev": 1},
+    "qa": {"train_feedback": 1, "dev_feedback": 1},
+}
+RANKED = {  # settings that best-of-n tries for each combiner
+    "mt": ["--w_grammar", "0.1", "0.3", "1", "--shaping", "sigmoid", "centred"],
+    "qa": ["--w_rel", "0.3", "1", "3", "--w_fact", "0.3", "1", "3", "--w_comp", "0", "--shaping", "sigmoid", "centred"],
+}
+
+
+def built_world(world: World, args: argparse.Namespace) -> Path:
+    """The folder of the start and the reward models. UserError if something is missing."""
+    built = Path(args.built or world.shipped)
+    for name in ("start", "holistic", "built.json", *(["rm"] if world.name == "qa" else [])):
+        if not (built / name).exists():
+            raise UserError(
+                f"{built} has no {name}; make it with `python -m miniature.build --world {world.name} --save_dir DIR`, "
+                "and name DIR by --built"
+            )
+    return built
+
+
+def recommended(bench: Path) -> tuple[str, dict]:
+    """The combiner that ranks dev prompts best, of those that are not run anyway, and its flags."""
+    found = read_json(bench)
+    options = {name: found["settings"][i] for name, i in found["chosen_settings"].items() if name not in PAPER}
+    best = max(options, key=lambda name: options[name]["dev"][-1])
+    return best, {name: value for name, value in options[best]["flags"].items() if name != "reward_type"}
+
+
+def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Stage | Together]:
+    """`args`: built, steps, seed, train_prompts, dev_prompts, test_prompts."""
+    built, data = built_world(world, args), work / "data"
+    seed = read_json(built / "built.json")["seed"]
+    flags = world.files(built, data) | dict(world.ppo) | {"calibration": work / "calibration.json", "seed": args.seed}
+    steps = min(world.steps, args.steps or world.steps)
+    test_file, dev_file = (short(data / f"{split}.{world.ending}") for split in ("test", "dev"))
+    print(f"start and reward models: {short(built)}, made by")
+    print(f"    python -m miniature.build --world {world.name} --seed {seed} --save_dir DIR")
+
+    def at(name: str) -> str:
+        return short(work / name)
+
+    def words(command: list[str], **own) -> list[str]:
+        return [*command, *flag_words(**{name: short(v) if isinstance(v, Path) else v for name, v in own.items()})]
+
+    def prompts() -> list[str]:
+        sizes = DATA[world.name] | {name: getattr(args, f"{name}_prompts") for name in ("train", "dev", "test")}
+        return words(["-m", f"miniature.{world.name}.data"], save_dir=data, seed=seed, **sizes)
+
+    def calibration() -> list[str]:
+        return words(
+            ["-m", "alarm.calibrate"], task=world.task, policy_ckpt=flags["policy_ckpt"], prompts=dev_file,
+            rewards="holistic", holistic_model=flags["holistic_model"], dtype="float32", limit=150, batch_size=200,
+            samples_per_prompt=flags["samples_per_prompt"], holistic_baseline=flags["holistic_baseline"],
+            rm_max_batch_size=64, seed=args.seed, save_path=work / "calibration.json", **lengths,
+        )  # fmt: skip
+
+    def samples() -> list[str]:
+        return words(
+            ["-m", "alarm.train_ppo"], **scoring(flags), test=True, test_do_sample=True, num_samples=SAMPLES,
+            policy_ckpt=flags["policy_ckpt"], test_file=dev_file, batch_size=256, seed=args.seed,
+            save_dir=work / "samples.json",
+        )  # fmt: skip
+
+    def best_of_n() -> list[str]:
+        return [
+            *words(
+                ["-m", "alarm.best_of_n"], task=world.task, generations=work / "samples.json", quality="oracle",
+                dev_share=0.5, save_path=work / "best_of_n.json", overwrite=True,
+                holistic_baseline=flags["holistic_baseline"],
+                holistic_reward_weight=flags["holistic_reward_weight"],
+            ),
+            *RANKED[world.name],
+        ]  # fmt: skip
+
+    def ppo(name: str) -> Stage:
+        def command() -> list[str]:
+            own = {"reward_type": name}
+            if name == RECOMMENDED:
+                combiner, chosen = recommended(work / "best_of_n.json")
+                own = {"reward_type": combiner} | chosen
+            return words(
+                ["-m", "alarm.train_ppo"], **flags | own, max_steps=steps, checkpoint_interval=10, resume=True,
+                save_dir=work / "runs" / name,
+            )  # fmt: skip
+
+        return Stage(f"PPO, {name}", f"runs/{name}", command, resumable=True, steps=steps)
+
+    def test(name: str) -> Stage:
+        def command() -> list[str]:
+            policy = flags["policy_ckpt"] if name == START else work / "runs" / name
+            return words(
+                ["-m", "alarm.train_ppo"], **scoring(flags), test=True, test_do_sample=True, policy_ckpt=policy,
+                test_file=test_file, batch_size=250, seed=args.seed, save_dir=work / "generations" / f"{name}.json",
+            )  # fmt: skip
+
+        return Stage(f"answers of {name}", f"generations/{name}.json", command)
+
+    def curves() -> list[str]:
+        runs = [word for name in RUNS for word in ("--run_dir", at(f"runs/{name}"))]
+        return ["-m", "alarm.plot_run", *runs, "--save_dir", at("plots")]
+
+    def compare() -> list[str]:
+        return words(["eval/eval_compare.py"], generations_dir=work / "generations", task_type=world.task)
+
+    lengths = {name: flags[name] for name in ("max_input_len", "max_generated_len") if name in flags}
+    return [
+        Stage("prompts", "data", prompts),
+        Stage("scale of the holistic score", "calibration.json", calibration),
+        Stage(f"{SAMPLES} answers of the start to each dev prompt", "samples.json", samples),
+        Stage("which combination ranks them best", "best_of_n.json", best_of_n),
+        Together("four runs of PPO", tuple(ppo(name) for name in RUNS)),
+        Together("answers to the test prompts", tuple(test(name) for name in (START, *RUNS))),
+        Stage("curves of the PPO runs", "plots", curves),
+        Stage("comparison", "generations_results/eval-results.json", compare),
+    ]
+
+
+def small_summary(world: World, work: Path) -> list[Table | str]:
+    """Tables and paragraphs; writes results.json, here and beside the work folder."""
+    files = [str(work / "generations" / f"{name}.json") for name in (START, *RUNS)]
+    combiner, chosen = recommended(work / "best_of_n.json")
+    runs = read_runs(files)
+    found = summarise(runs)
+    found[RECOMMENDED]["combiner"] = combiner
+    write_json(work / "results.json", found)
+    write_json(ROOT / "quickstart" / "work" / "results.json", found)
+    flags = " ".join(flag_words(**chosen))
+    looked_at = {
+        "the comparison, a page": "generations_results/eval-report/index.html",
+        "combiners by best of n": "best_of_n.png",
+        "curves of the PPO runs": "plots/training.png",
+        "these numbers": "results.json",
+    }
+    return [
+        results_table(found, len(runs[START])),
+        f"recommended, by best of {SAMPLES} on dev prompts: {combiner} ({flags})",
+        "\n".join(sentences(runs)),
+        answers_before_and_after(runs, START, "hierarchical"),
+        "\n".join(f"{what:<28}{short(work / file)}" for what, file in looked_at.items()),
+    ]
