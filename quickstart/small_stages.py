@@ -45,6 +45,9 @@ def built_world(world: World, args: argparse.Namespace) -> Path:
                 f"{built} has no {name}; make it with `python -m miniature.build --world {world.name} --save_dir DIR`, "
                 "and name DIR by --built"
             )
+    made = read_json(built / "built.json")
+    if not isinstance(made, dict) or made.get("world") != world.name or not isinstance(made.get("seed"), int):
+        raise UserError(f"{built / 'built.json'} is of no world {world.name}; give --built a world of this task")
     return built
 
 
