@@ -166,9 +166,14 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
         Stage("which combination ranks them best", "best_of_n.json", best_of_n),
         Together("four runs of PPO", tuple(ppo(name) for name in RUNS)),
         Together("answers to the test prompts", tuple(test(name) for name in (START, *RUNS))),
-        Stage("curves of the PPO runs", "plots", curves),
-        Stage("rewards token by token", "inspection.html", inspect),
-        Stage("comparison", "generations_results/eval-results.json", compare),
+        Together(
+            "pages and figures",
+            (
+                Stage("comparison", "generations_results/eval-results.json", compare),
+                Stage("rewards token by token", "inspection.html", inspect),
+                Stage("curves of the PPO runs", "plots", curves),
+            ),
+        ),
     ]
 
 
@@ -204,11 +209,12 @@ def small_summary(world: World, work: Path) -> list[Table | str]:
 def recommendation(bench: Path) -> str:
     """What best-of-n says, and what was trained for it."""
     quality, (combiner, chosen) = ranked(bench), recommended(bench)
+    shown = {name: value for name, value in chosen.items() if value or not name.startswith("w_")}
     ranking = ", ".join(f"{name} {value:.3f}" for name, value in quality.items())
     best = next(iter(quality))
     instead = f" ({best} is better, and known from the paper)" if best != combiner else ""
     return (
         f"Best of {SAMPLES} on dev prompts, true quality: {ranking}\n"
-        f"recommended: {combiner}{instead}, with {' '.join(flag_words(**chosen))}\n"
+        f"recommended: {combiner}{instead}, with {' '.join(flag_words(**shown))}\n"
         "These settings were chosen on dev prompts, for best of n. The three other runs have those of the world."
     )
