@@ -47,12 +47,14 @@ class Together:
 
 
 def flag_words(**values) -> list[str]:
-    """Keyword arguments as command-line words; True gives a switch."""
+    """Keyword arguments as command-line words. True gives a switch; None, False and an empty dict give nothing."""
     words = []
     for name, value in values.items():
         if value is True:
             words.append(f"--{name}")
-        elif value is not None:
+        elif isinstance(value, dict):
+            words += [f"--{name}", ",".join(f"{key}={number:.6g}" for key, number in value.items())] if value else []
+        elif value is not None and value is not False:
             words += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]
     return words
 

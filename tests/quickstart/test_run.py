@@ -12,6 +12,8 @@ import sys
 import pytest
 
 from alarm.common.errors import UserError
+from alarm.tasks.find import find_task
+from alarm.training import main as train
 from helpers import ROOT
 from miniature import stages
 from quickstart import run
@@ -95,6 +97,17 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
         run.main(["--work_dir", str(tmp_path)])
     assert stop.value.code == 2 and "holds other files" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_flags_that_best_of_n_writes_are_flags_of_training():
+    """Of log_sigmoid and of decoupled: a dict and a switch."""
+    task = find_task("mt")
+    off = stages.flag_words(references={}, decoupled_cv=False, decoupled_conflict=0.0)
+    args = train.parse_args(task, "", [*off, "--save_dir", "x"])
+    assert (args.references, args.decoupled_cv) == ({}, False)
+    on = stages.flag_words(references={"grammar": -0.5, "readability": 2.0}, decoupled_cv=True)
+    args = train.parse_args(task, "", [*on, "--save_dir", "x"])
+    assert (args.references, args.decoupled_cv) == ({"grammar": -0.5, "readability": 2.0}, True)
 
 
 def test_printed_commands_can_be_pasted():
