@@ -212,7 +212,7 @@ def recommendation(bench: Path) -> str:
     shown = {name: value for name, value in chosen.items() if value or not name.startswith("w_")}
     ranking = ", ".join(f"{name} {value:.3f}" for name, value in quality.items())
     best = next(iter(quality))
-    instead = f" ({best} is better, and known from the paper)" if best != combiner else ""
+    instead = f" ({best} comes first, and is known from the paper)" if best != combiner else ""
     return (
         f"Best of {SAMPLES} on dev prompts, true quality: {ranking}\n"
         f"recommended: {combiner}{instead}, with {' '.join(flag_words(**shown))}\n"
