@@ -24,6 +24,7 @@ quickstart: $(VENV)/.installed
 
 # hours; goes on where it was stopped
 paper: $(VENV)/.installed
+	$(RUN) -m miniature.build --world mt --flips 0 0.25 --save_dir miniature/work/built/mt
 	$(RUN) -m miniature.run --tasks mt --seeds 5 --tune
 	$(RUN) -m miniature.run --tasks mt --seeds 5
 	$(RUN) -m miniature.paper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -28,6 +28,10 @@ PAPER = ("holistic_only", "hierarchical", "weighted_sum", "aspect_only")  # the 
 ASPECT_WEIGHTS = (0.1, 0.3, 1.0)  # tried for each combiner on dev prompts, as multiples of the world's own
 HOLISTIC_WEIGHTS = (0.5, 1.0, 2.0)  # for holistic_only, which pays no aspect
 SHAPINGS, PLACEMENTS = ("none", "sigmoid", "centred"), ("spans", "mean_over_spans")
+ALONE = {  # metric of an aspect -> its weight's flag
+    "mt": {"error_rate": "w_grammar", "readability": "w_read", "language_confidence": "w_confidence"},
+    "qa": {"verbosity_rate": "w_rel", "factuality_rate": "w_fact", "completeness_reward": "w_comp"},
+}
 THRESHOLDS = (-1.0, -0.5, 0.5, 1.0)  # 0 is the world's own
 
 
@@ -65,9 +69,9 @@ def runs_of(world: World, chosen: Mapping[str, Mapping[str, object]]) -> list[Ru
     def run(name: str, questions: str, combiner: str, flags: Mapping[str, object] | None = None, **rest) -> Run:
         return Run(name, questions, {"reward_type": combiner} | dict(chosen[combiner]) | dict(flags or {}), **rest)
 
-    found = [
-        run(name, "abcdefik" if name in PAPER else "ac", name, curve=name in PAPER) for name in (*PAPER, *rest_of())
-    ]
+    letters = dict.fromkeys(PAPER, "abc") | {"holistic_only": "abcdghik", "hierarchical": "abcdefghijk"}
+    letters["weighted_sum"] = "abcde"
+    found = [run(name, letters.get(name, "ac"), name, curve=name in PAPER) for name in (*PAPER, *rest_of())]
     for combiner in ("holistic_only", "hierarchical"):
         absolute = {"holistic_baseline": "none"}
         found.append(run(f"{combiner}-absolute", "k", combiner, absolute, calibration="calibration_absolute.json"))
@@ -84,7 +88,22 @@ def runs_of(world: World, chosen: Mapping[str, Mapping[str, object]]) -> list[Ru
     for combiner in ("holistic_only", "hierarchical"):
         script = ("-m", "miniature.misaligned")
         found.append(run(f"{combiner}-misaligned", "i", combiner, script=script))
+    none = dict.fromkeys(world.weights, 0.0)
+    for flag in ALONE[world.name].values():
+        if (flag,) != world.weights:  # that one is `hierarchical` itself
+            weight = none | {flag: world.ppo[flag] if flag in world.weights else 1.0}
+            found.append(run(alone(world, flag), "jg" if flag == "w_read" else "g", "hierarchical", weight))
     return found + world_runs(world, run)
+
+
+def alone(world: World, flag: str) -> str:
+    """The name of the run of `hierarchical` that pays this aspect alone."""
+    return "hierarchical" if (flag,) == world.weights else f"hierarchical-{flag.removeprefix('w_')}"
+
+
+def ranked_runs(runs: Iterable[Run]) -> list[Run]:
+    """Those whose rewards differ in how parts are combined alone, so that they can rank the start's answers."""
+    return [run for run in runs if set(run.questions) & set("aef")]
 
 
 def rest_of() -> list[str]:
@@ -105,6 +124,6 @@ def world_runs(world: World, run) -> list[Run]:
     for combiner in ("holistic_only", "hierarchical"):
         found.append(run(f"{combiner}-exact", "h", combiner, exact, calibration="calibration_exact.json"))
     reads = none | {"w_read": 1.0}
-    for combiner in ("aspect_only", "weighted_sum", "hierarchical"):
+    for combiner in ("aspect_only", "weighted_sum"):
         found.append(run(f"{combiner}-read", "j", combiner, reads))
     return found

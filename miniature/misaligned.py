@@ -6,9 +6,15 @@ tokens, the rewards of a response of T tokens land M - T tokens late, and the la
 
 from __future__ import annotations
 
+import runpy
+
 import trl
 from alarm import train_ppo
-from benchmarks.token_alignment import right_align
+
+from .stages import ROOT
+
+# by its path: installed packages bring a package `benchmarks` of their own
+right_align = runpy.run_path(str(ROOT / "benchmarks" / "token_alignment.py"))["right_align"]
 
 
 class MisalignedTrainer(trl.PPOTrainer):

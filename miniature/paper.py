@@ -22,22 +22,20 @@ from alarm.common.bootstrap import interval, resample
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_json, write_text
 from alarm.common.flags import parser
+from alarm.evaluation.selection import spearman
 
-from .grid import ORDER, PAPER, QUESTIONS, runs_of
+from .grid import ALONE, ORDER, PAPER, QUESTIONS, alone, runs_of
 from .results import collapse
 from .run import RESULTS
 from .settings import WORLDS, World
 from .stages import ROOT
 
 PAGE = ROOT / "docs" / "miniature.md"
-# the paper's own numbers, as published: translation and long-form QA at full size, judged by its holistic model
-PUBLISHED = {
-    "mt": "The paper (mT5, win rate by the holistic reward / by grammar error rate, average over the three others): "
-    "holistic 50.00 / 49.19, grammar alone 48.08 / 47.07, weighted sum 49.80 / 45.51, ALaRM 52.12 / 58.24.",
-    "qa": "The paper (T5, win rate by the holistic reward, 3 seeds): holistic 51.76 +- 1.66, factuality alone "
-    "43.97 +- 3.92, weighted sum 51.05 +- 0.67, ALaRM 53.22 +- 1.76; lengths 87.8, 116.8, 98.5, 97.6 tokens.",
+ASPECTS = {  # columns of the records -> headings
+    "mt": {"error_rate": "error rate", "grammar_errors": "grammar errors", "language_confidence": "English"},
+    "qa": {"verbosity_rate": "relevance", "factuality_rate": "factuality", "completeness_reward": "completeness"},
 }
-ASPECTS = {"mt": ("error_rate", "grammar_errors"), "qa": ("relevance_rate", "factuality_rate")}
+STUDIES = {"c": "ranks", "g": "selection"}  # what was measured on the start's own answers
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Records:
 
     world: World
     found: dict[str, dict[int, dict]]
+    studies: dict[str, dict]  # name of STUDIES -> record
 
     def has(self, name: str) -> bool:
         return name in self.found
@@ -78,7 +77,8 @@ class Records:
         """Seed -> what went wrong."""
         found = {}
         for seed, record in self.found[name].items():
-            means, kl = record["means"], record["kl"][-1] if record.get("kl") else math.nan
+            means, last = record["means"], record["kl"][-1] if record.get("kl") else math.nan
+            kl = math.inf if last is None else last  # null in the file: not finite
             if what := collapse(means["empty"], means["response_length"], self.world.limit, kl):
                 found[seed] = what
         return found
@@ -93,7 +93,8 @@ def read_records(results: Path, world: World) -> Records:
         raise UserError(
             f"{results / world.name} has no records; run python -m miniature.run --tasks {world.name} first"
         )
-    return Records(world, found)
+    studies = {file.stem: read_json(file) for file in (results / world.name / "start").glob("*.json")}
+    return Records(world, found, studies)
 
 
 def difference(records: Records, one: str, other: str) -> Estimate | None:
@@ -104,9 +105,14 @@ def difference(records: Records, one: str, other: str) -> Estimate | None:
     if not seeds:
         return None
     gain = records.quality(one, seeds) - records.quality(other, seeds)
-    drawn = resample(gain.shape[1], len(seeds))
-    draws = (drawn.seeds * (drawn.prompts @ gain.T / gain.shape[1])).sum(1)
-    return Estimate(float(gain.mean()), *interval(draws))
+    return Estimate(float(gain.mean()), *interval(resampled(gain)))
+
+
+def resampled(values: np.ndarray) -> np.ndarray:
+    """Means of random draws of the seeds and of the prompts of (S, N) values. -> (D,)"""
+    seeds, prompts = values.shape
+    drawn = resample(prompts, seeds)
+    return (drawn.seeds * (drawn.prompts @ values.T / prompts)).sum(1)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -125,15 +131,130 @@ def rows_of(records: Records, names: Sequence[str], against: Sequence[str]) -> l
             found = None if name in (other, "start") else difference(records, name, other)
             row[f"less {other}"] = str(found) if found else ""
         row["holistic"] = number(records.mean(name, "holistic_reward"), 2)
-        for column in ASPECTS[records.world.name]:
-            row[column.replace("_", " ")] = number(records.mean(name, column), 3)
+        for column, heading in ASPECTS[records.world.name].items():
+            row[heading] = number(records.mean(name, column), 3)
         row["tokens"] = number(records.mean(name, "response_length"), 1)
-        kl = [record["kl"][-1] for record in records.found[name].values() if record.get("kl")]
-        row["KL"] = number(statistics.fmean(kl), 2) if kl else ""
-        if records.world.name == "mt":
-            row["English"] = number(records.mean(name, "language_confidence"), 2)
+        row["KL"] = number(ends_of(records, name, "kl"), 2)
+        row["open gates"] = number(ends_of(records, name, "gate"), 2)
         rows.append(row)
     return rows
+
+
+def ends_of(records: Records, name: str, key: str) -> float:
+    """The mean over seeds of the KL at the end of training, or of the share of open gates in it. NaN if unknown."""
+    values = [record.get(key) for record in records.found[name].values()]
+    values = [value[-1] if isinstance(value, list) and value else value for value in values]
+    return math.nan if None in values else statistics.fmean(values)
+
+
+def curve_rows(records: Records, names: Sequence[str]) -> list[dict[str, str]]:
+    """Question b: for each run and evaluation of it, mean over seeds of sqrt(KL) and of true quality on dev prompts."""
+    return [
+        {
+            "run": name,
+            "steps": f"{steps:.0f}",
+            "square root of KL": f"{root:.3f}",
+            "true quality, greedy answers to dev prompts": f"{quality:.3f}",
+        }
+        for name in names
+        for steps, root, quality in curve(records, name)
+    ]
+
+
+def curve(records: Records, name: str) -> np.ndarray:
+    """(E, 3): steps, sqrt(KL), quality of each evaluation, means over seeds. Empty if the run has no evaluations."""
+    seeds = [record["dev"] for record in records.found.get(name, {}).values() if record.get("dev")]
+    if not seeds:
+        return np.empty((0, 3))
+
+    def root(kl: float | None) -> float:
+        return math.nan if kl is None else max(kl, 0.0) ** 0.5  # an estimate of a KL near 0 can be below 0
+
+    return np.mean([[(steps, root(kl), quality) for steps, kl, quality in dev] for dev in seeds], axis=0)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a run gains by picking the best of n answers of the start, and by PPO."""
+
+    run: str
+    best: Estimate  # quality of the answers that it picks
+    gain: float  # over a random answer
+    tokens: float
+    trained: Estimate  # gain over the start by PPO
+
+
+def ranked(records: Records) -> list[Ranked]:
+    """Of the runs that have both."""
+    study = records.studies["ranks"]
+    return [
+        Ranked(
+            name, Estimate(row["quality"], *row["interval"]), row["quality"] - study["at_random"],
+            math.nan if row["tokens"] is None else row["tokens"], trained,
+        )
+        for name, row in study["runs"].items()
+        if (trained := difference(records, name, "start"))
+    ]  # fmt: skip
+
+
+def rank_rows(records: Records) -> list[dict[str, str]]:
+    """Question c: the best of n answers of the start, beside PPO."""
+    return [
+        {
+            "run": row.run,
+            "quality, best of n": f"{row.best.mean:.3f} [{row.best.low:.3f}, {row.best.high:.3f}]",
+            "gain, best of n": f"{row.gain:+.3f}",
+            "gain, PPO": str(row.trained),
+            "tokens, best of n": number(row.tokens, 1),
+            "tokens, PPO": number(records.mean(row.run, "response_length"), 1),
+        }
+        for row in ranked(records)
+    ]
+
+
+def rank_remarks(records: Records) -> list[str]:
+    """Rank correlations of the two gains: over combiners, and over all settings."""
+    found = ranked(records)
+    combiners = [row for row in found if row.run in names_of(records.world, "a")]
+    lines = []
+    for what, rows in (("the combiners of (a)", combiners), ("all these settings", found)):
+        if len(rows) > 2:
+            rho = spearman(np.array([row.gain for row in rows]), np.array([row.trained.mean for row in rows]))
+            told = "not defined" if rho is None else f"{rho:+.2f}"
+            lines.append(f"- Rank correlation of the two gains over {what} ({len(rows)}): {told}.")
+    return lines
+
+
+def selection_rows(records: Records) -> list[dict[str, str]]:
+    """Question g: for each aspect how often it contradicts the holistic reward, and what paying it alone gains."""
+    rows = []
+    for metric, flag in ALONE[records.world.name].items():
+        told, name = records.studies["selection"]["metrics"][metric], alone(records.world, flag)
+        low, high = told["inconsistency_interval"] or (math.nan, math.nan)
+        row = {
+            "aspect": ASPECTS[records.world.name].get(metric, metric.replace("_", " ")),
+            "contradicts the holistic reward, %": f"{told['inconsistency']:.1f} [{low:.1f}, {high:.1f}]",
+            "orders pairs of a prompt rightly": number(math.nan if told["within"] is None else told["within"], 3),
+            "run": name,
+        }
+        for other in ("start", "holistic_only"):
+            row[f"less {other}"] = str(difference(records, name, other) or "")
+        rows.append(row)
+    return rows
+
+
+def table_of(records: Records, letter: str) -> list[dict[str, str]]:
+    """The rows of a question; none if nothing of its own was run."""
+    names = names_of(records.world, letter)
+    if letter in STUDIES:
+        made = {"c": rank_rows, "g": selection_rows}[letter]
+        return made(records) if STUDIES[letter] in records.studies else []
+    if letter == "b":
+        return curve_rows(records, names)
+    own = [name for name in names if records.has(name)]
+    if not set(own) - {"start", *PAPER} and letter != "a":
+        return []
+    return rows_of(records, names, AGAINST[letter])
 
 
 def number(value: float, places: int) -> str:
@@ -175,7 +296,6 @@ def remarks(records: Records, names: Sequence[str]) -> list[str]:
 
 AGAINST = {
     "a": ("start", "holistic_only", "weighted_sum"),
-    "b": ("start",),
     "d": ("start",),
     "e": ("start",),
     "f": ("start", "hierarchical"),
@@ -184,11 +304,12 @@ AGAINST = {
     "j": ("start",),
     "k": ("start",),
 }
+OWN_SCALES = "dhk"  # questions whose runs differ in the holistic score itself
 PAIRS = {  # comparisons within a question, beside those with the start
     "a": [("hierarchical", "weighted_sum"), ("hierarchical", "holistic_only"), ("hierarchical", "aspect_only")],
     "d": [
-        (f"{one}-flips{percent}", f"{other}-flips{percent}")
-        for percent in (0, 25)
+        (f"{one}{flips}", f"{other}{flips}")
+        for flips in ("-flips0", "", "-flips25")
         for one, other in (("hierarchical", "holistic_only"), ("hierarchical", "weighted_sum"))
     ],
     "e": [
@@ -197,7 +318,10 @@ PAIRS = {  # comparisons within a question, beside those with the start
         ("weighted_sum-centred-spans", "hierarchical"),
         ("hierarchical-centred-spans", "weighted_sum-centred-spans"),
     ],
-    "h": [("hierarchical-exact", "holistic_only-exact"), ("hierarchical-aspect_noise", "holistic_only")],
+    "h": [
+        ("hierarchical-exact", "holistic_only-exact"),
+        *((f"hierarchical-aspect_{name}", "holistic_only") for name in ("truth", "noise", "words", "permuted")),
+    ],
     "i": [("holistic_only-misaligned", "holistic_only"), ("hierarchical-misaligned", "hierarchical")],
     "k": [("holistic_only-absolute", "holistic_only"), ("hierarchical-absolute", "hierarchical")],
 }
@@ -211,26 +335,39 @@ def names_of(world: World, letter: str) -> list[str]:
     return ["start", *(run.name for run in runs_of(world, chosen) if letter in run.questions)]
 
 
-def section(records: Records, letter: str) -> str | None:
-    """The markdown of a question, None if nothing of its own was run."""
-    if letter not in AGAINST:
-        return None
-    names = names_of(records.world, letter)
-    own = [name for name in names if records.has(name)]
-    if not set(own) - {"start", *PAPER} and letter not in "ab":
-        return None
-    rows = rows_of(records, names, AGAINST[letter])
+def verdict(one: str, other: str, found: Estimate) -> str:
+    word = "no difference that these runs can show"
+    if found.clear:
+        word = "better" if found.mean > 0 else "worse"
+    return f"- {one} less {other}: {found}, {word}."
+
+
+def published(world: World) -> str:
+    """The paper's own numbers: other models, other data, and win rates, not a true quality."""
+    from alarm.tasks.find import find_task
+
+    paper = find_task(world.name).paper
+    rows = [dict(zip(("run", *paper["headings"]), row, strict=True)) for row in paper["rows"]]
+    return f"The paper's numbers, at full size on real data (win rates in percent by each judge):\n\n{markdown(rows)}"
+
+
+def section(records: Records, letter: str, rows: list[dict[str, str]]) -> str:
+    """The markdown of a question."""
     lines = [f"### ({letter}) {QUESTIONS[letter]}", "", markdown(rows), ""]
     for one, other in PAIRS.get(letter, []):
         found = difference(records, one, other)
         if found:
-            word = (
-                ("better" if found.mean > 0 else "worse") if found.clear else "no difference that these runs can show"
-            )
-            lines.append(f"- {one} less {other}: {found}, {word}.")
+            lines.append(verdict(one, other, found))
+    if letter == "c":
+        lines += rank_remarks(records)
+    if letter == "g":
+        lines.append(f"- {records.studies['selection']['reason']}.")
+    if letter in OWN_SCALES:
+        lines += ["", "`holistic` is each run's own holistic score: other models and baselines have other scales."]
     if letter == "a":
-        lines += ["", PUBLISHED[records.world.name]]
-    return "\n".join([*lines, *[""] * bool(remarks(records, names)), *remarks(records, names), ""])
+        lines += ["", published(records.world)]
+    told = remarks(records, names_of(records.world, letter))
+    return "\n".join([*lines, *[""] * bool(told), *told, ""])
 
 
 def table_csv(rows: list[dict[str, str]]) -> str:
@@ -247,35 +384,47 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def draw_question(records: Records, letter: str, file: Path) -> None:
-    """True quality of each run with its interval over prompts and seeds, sorted; (b): quality against sqrt(KL)."""
+    """A picture that can be read in grey."""
     from matplotlib.figure import Figure
 
+    draw = {"b": draw_curves, "c": draw_ranks}.get(letter, draw_bars)
     names = [name for name in names_of(records.world, letter) if records.has(name)]
-    if letter == "b":
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for mark, name in zip(MARKS, names[1:], strict=False):
-            curves = [record["dev"] for record in records.found[name].values() if record.get("dev")]
-            if not curves:
-                continue
-            points = np.mean([[(max(kl, 0) ** 0.5, quality) for _, kl, quality in curve] for curve in curves], axis=0)
-            axes.plot(*points.T, marker=mark, color="black", linewidth=1, markerfacecolor="white", label=name)
-        axes.set(xlabel="square root of KL from the start (nats an answer)", ylabel="true quality, dev prompts")
-        axes.legend(frameon=False)
-    else:
-        figure = Figure(figsize=(7, 1 + 0.3 * len(names)), layout="constrained")
-        axes = figure.subplots()
-        for place, name in enumerate(reversed(names)):
-            seeds = sorted(records.found[name])
-            quality = records.quality(name, seeds)
-            drawn = resample(quality.shape[1], len(seeds))
-            low, high = interval((drawn.seeds * (drawn.prompts @ quality.T / quality.shape[1])).sum(1))
-            axes.plot([low, high], [place, place], color="black", linewidth=1)
-            axes.plot(quality.mean(1), [place] * len(seeds), "|", color="grey", markersize=7)
-            axes.plot(quality.mean(), place, "o", color="black", markersize=5)
-        axes.set_yticks(range(len(names)), list(reversed(names)))
-        axes.set(xlabel="true quality of sampled answers, test prompts (bar: 95%, ticks: seeds)")
+    figure = Figure(figsize=(7, 1 + 0.3 * len(names) if draw is draw_bars else 4.5), layout="constrained")
+    draw(records, names, figure.subplots())
     figure.savefig(file, dpi=120)
+
+
+def draw_curves(records: Records, names: Sequence[str], axes) -> None:
+    for mark, name in zip(MARKS, names[1:], strict=False):
+        points = curve(records, name)
+        if len(points):
+            axes.plot(*points[:, 1:].T, marker=mark, color="black", linewidth=1, markerfacecolor="white", label=name)
+    axes.set(xlabel="square root of KL from the start (nats an answer)", ylabel="true quality, greedy, dev prompts")
+    axes.legend(frameon=False)
+
+
+def draw_ranks(records: Records, names: Sequence[str], axes) -> None:
+    combiners = names_of(records.world, "a")
+    for row in ranked(records):
+        point, of_a = (row.gain, row.trained.mean), row.run in combiners
+        axes.plot(*point, "o" if of_a else "x", color="black" if of_a else "grey")
+        if of_a:
+            axes.annotate(row.run, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(xlabel="gain by best of n (crosses: other settings)", ylabel="gain by PPO, test prompts")
+
+
+def draw_bars(records: Records, names: Sequence[str], axes) -> None:
+    """True quality of each run, its interval over prompts and seeds, and each seed."""
+    for place, name in enumerate(reversed(names)):
+        seeds = sorted(records.found[name])
+        quality = records.quality(name, seeds)
+        low, high = interval(resampled(quality))
+        axes.plot([low, high], [place, place], color="black", linewidth=1)
+        axes.plot(quality.mean(1), [place] * len(seeds), "|", color="grey", markersize=7)
+        axes.plot(quality.mean(), place, "o", color="black", markersize=5)
+    axes.set_yticks(range(len(names)), list(reversed(names)))
+    axes.set(xlabel="true quality of sampled answers, test prompts (bar: 95%, ticks: seeds)")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -311,12 +460,12 @@ def main(argv: list[str] | None = None) -> None:
         records = read_records(results, WORLDS[name])
         written = []
         for letter in sorted(ORDER):
-            found = section(records, letter)
-            if found is None:
+            rows = table_of(records, letter)
+            if not rows:
                 continue
+            found = section(records, letter, rows)
             written.append(found)
             target = results / name / letter
-            rows = rows_of(records, names_of(records.world, letter), AGAINST[letter])
             write_text(target.with_suffix(".md"), found)
             write_text(target.with_suffix(".csv"), table_csv(rows))
             draw_question(records, letter, target.with_suffix(".png"))

@@ -24,7 +24,7 @@ from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, KL_BOUND
 SHOWN = {  # column of the file -> its key in results
     "holistic_reward": "holistic",
     "grammar_errors": "grammar_errors",
-    "relevance_rate": "relevance_rate",
+    "verbosity_rate": "relevance_rate",  # its published name
     "factuality_rate": "factuality_rate",
     "response_length": "length",
 }
@@ -113,17 +113,22 @@ def summarise(
 
 
 def results_table(found: dict[str, dict], prompts: int) -> Table:
-    """A row a run."""
+    """A row a run. The holistic reward is shown as its change from the first run, as its level may be arbitrary."""
+    first = next(iter(found.values()))
     keys = [key for key in SHOWN.values() if any(key in row for row in found.values())]
-    rows = []
+    rows, heads = [], {"holistic": "change of holistic"}
     for name, row in found.items():
-        gain = "" if name == next(iter(found)) else ends(row["gain"], "+.3f")
+        gain = "" if row is first else ends(row["gain"], "+.3f")
         mark = " (collapsed)" if row["collapsed"] else ""
-        numbers = [f"{row[key]:.2f}" if key in row else "-" for key in keys]
+        numbers = [
+            "-" if key not in row or key not in first
+            else f"{row[key] - first[key]:+.2f}" if key == "holistic" else f"{row[key]:.2f}"
+            for key in keys
+        ]  # fmt: skip
         rows.append((name + mark, f"{row['oracle']['mean']:.3f}", ends(row["oracle"], ".3f")[6:], gain, *numbers))
     return plain_table(
         "True quality of sampled answers",
-        ("run", "true quality", "95%", "gain over the start", *(key.replace("_", " ") for key in keys)),
+        ("run", "true quality", "95%", "gain over the start", *(heads.get(key, key.replace("_", " ")) for key in keys)),
         rows,
         f"{prompts} prompts; intervals are over prompts, not over other seeds of training",
     )

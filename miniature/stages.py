@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from alarm.common.files import check_folder, write_json
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = "logs"  # a folder in the work folder: what the stages of a group print
 AT_ONCE = 2
+GRACE = 5.0  # seconds that a command has to end after a signal
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
 
 
@@ -46,12 +47,14 @@ class Together:
 
 
 def flag_words(**values) -> list[str]:
-    """Keyword arguments as command-line words; True gives a switch."""
+    """Keyword arguments as command-line words. True gives a switch; None, False and an empty dict give nothing."""
     words = []
     for name, value in values.items():
         if value is True:
             words.append(f"--{name}")
-        elif value is not None:
+        elif isinstance(value, dict):
+            words += [f"--{name}", ",".join(f"{key}={number:.6g}" for key, number in value.items())] if value else []
+        elif value is not None and value is not False:
             words += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]
     return words
 
@@ -155,15 +158,19 @@ class Child:
 
 
 def interrupt(children: Sequence[Child], patience: float) -> None:
-    """Stop them. patience: seconds to wait first; a terminal's ^C reaches them too, `kill -INT` their parent alone."""
-    until = time.perf_counter() + patience
-    for child in children:
-        try:
-            child.process.wait(timeout=max(0.0, until - time.perf_counter()))
-        except subprocess.TimeoutExpired:
-            child.process.send_signal(signal.SIGINT)
-    for child in children:
-        child.process.wait()
+    """Stop them. patience: seconds to wait first; a terminal's ^C reaches them too, `kill -INT` their parent alone.
+
+    Below a background job of a script they ignore SIGINT: then they get SIGTERM, and at last SIGKILL.
+    """
+    for sent, seconds in ((None, patience), (signal.SIGINT, GRACE), (signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        until = time.perf_counter() + seconds
+        alive = [child.process for child in children if child.process.poll() is None]
+        for process in alive:
+            if sent is not None:
+                process.send_signal(sent)
+        for process in alive:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, until - time.perf_counter()))
 
 
 def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
@@ -196,9 +203,11 @@ def run_together(group: Together, work: Path, python: str, environment: dict) ->
         return False
     print(f"{AT_ONCE} at a time; what they print: {short(work / LOGS)}/", flush=True)
     total, ended, running = sum(stage.steps for stage, _ in waiting), 0, []
+    before = sum(steps_done(stage, work) for stage, _ in waiting)  # of runs that --resume continues
     try:
         shown = sys.stderr.isatty()
-        with tqdm(total=total, desc=group.name, unit="step", mininterval=0.2 if shown else 30) as bar:
+        often = 0.2 if shown else 30
+        with tqdm(total=total, initial=before, desc=group.name, unit="step", mininterval=often, smoothing=0) as bar:
             while waiting or running:
                 while waiting and len(running) < AT_ONCE:
                     stage, words = waiting.pop(0)
@@ -212,7 +221,8 @@ def run_together(group: Together, work: Path, python: str, environment: dict) ->
                     if code:
                         bar.close()
                         child.fail(code)
-                bar.update(ended + sum(steps_done(child.stage, work) for child in running) - bar.n)
+                unfinished = [child.stage for child in running] + [stage for stage, _ in waiting]
+                bar.update(ended + sum(steps_done(stage, work) for stage in unfinished) - bar.n)
                 if shown:
                     bar.refresh()  # its clock
                 time.sleep(0.2)

@@ -45,6 +45,9 @@ def built_world(world: World, args: argparse.Namespace) -> Path:
                 f"{built} has no {name}; make it with `python -m miniature.build --world {world.name} --save_dir DIR`, "
                 "and name DIR by --built"
             )
+    made = read_json(built / "built.json")
+    if not isinstance(made, dict) or made.get("world") != world.name or not isinstance(made.get("seed"), int):
+        raise UserError(f"{built / 'built.json'} is of no world {world.name}; give --built a world of this task")
     return built
 
 
@@ -209,7 +212,7 @@ def recommendation(bench: Path) -> str:
     shown = {name: value for name, value in chosen.items() if value or not name.startswith("w_")}
     ranking = ", ".join(f"{name} {value:.3f}" for name, value in quality.items())
     best = next(iter(quality))
-    instead = f" ({best} is better, and known from the paper)" if best != combiner else ""
+    instead = f" ({best} comes first, and is known from the paper)" if best != combiner else ""
     return (
         f"Best of {SAMPLES} on dev prompts, true quality: {ranking}\n"
         f"recommended: {combiner}{instead}, with {' '.join(flag_words(**shown))}\n"

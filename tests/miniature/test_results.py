@@ -102,3 +102,12 @@ def test_the_last_step_of_a_log_says_how_far_a_run_moved(tmp_path):
     rows = [{"step": i, "train": {"kl": kl}} for i, kl in enumerate((1.0, 2.5))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert last_kl(tmp_path) == 2.5
+
+
+def test_the_holistic_reward_is_shown_as_its_change():
+    rows = [{"query": str(i), "generation": "x", "oracle": 0.5, "holistic_reward": -0.5} for i in range(30)]
+    found = summarise({"start": rows, "run": [row | {"holistic_reward": 0.25} for row in rows]})
+    table = results_table(found, 30)
+    at = [column.heading for column in table.columns].index("change of holistic")
+    assert [row[at] for row in table.sections[0].rows] == ["+0.00", "+0.75"]
+    assert found["run"]["holistic"] == 0.25
