@@ -8,7 +8,9 @@ import math
 import pytest
 
 from alarm.common.errors import UserError
+from alarm.tasks.find import find_task
 from miniature.results import (
+    SHOWN,
     answers_before_and_after,
     collapse,
     collapses,
@@ -19,6 +21,7 @@ from miniature.results import (
     sentences,
     summarise,
 )
+from miniature.settings import WORLDS
 
 
 def rows(values, prefix="q"):
@@ -122,3 +125,8 @@ def test_the_holistic_reward_is_shown_as_its_change():
     at = [column.heading for column in table.columns].index("change of holistic")
     assert [row[at] for row in table.sections[0].rows] == ["+0.00", "+0.75"]
     assert found["run"]["holistic"] == 0.25
+
+
+def test_every_column_that_is_shown_is_one_that_a_world_writes():
+    written = {metric.key for world in WORLDS.values() for metric in find_task(world.task).metrics}
+    assert SHOWN.keys() <= written | {"holistic_reward", "response_length"}
