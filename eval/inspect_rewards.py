@@ -81,7 +81,7 @@ def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
     gate = f", threshold {recipe.threshold:g}" if recipe.reward_type in GATED else ""
     holistic = args.holistic_model or f"the function of {task.source}"
-    less = f"raw - {recipe.level:g} (a group's mean)" if recipe.baseline == "group" else "raw"
+    less = f"raw - {recipe.level:g} (for a group's mean, which PPO subtracts)" if recipe.baseline == "group" else "raw"
     own = [flag.name for flag in (*task.flags, *(flag for aspect in task.aspects for flag in aspect.flags))]
     settings = "; ".join(f"{name} {getattr(args, name)}" for name in own if getattr(args, name) is not None)
     return {

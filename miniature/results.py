@@ -19,7 +19,7 @@ from alarm.common.console import Table, plain_table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_new_file, read_rows, write_json
 from alarm.common.flags import parser, positive_int
-from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, KL_BOUND
+from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, FULL_START, KL_BOUND
 
 SHOWN = {  # column of the file -> its key in results
     "holistic_reward": "holistic",
@@ -58,12 +58,14 @@ def read_runs(files: list[str]) -> dict[str, list[dict]]:
 
 
 def last_kl(run: Path) -> float:
-    """Nats a response between policy and reference, in the last step of a run. NaN if it has no log."""
+    """Nats a response between policy and reference, in the last step of a run. NaN: no log; infinite: not finite."""
     from alarm.training.run import read_log
 
     log = run / "log.jsonl"
     kl = [row["train"]["kl"] for row in read_log(log) if "train" in row] if log.exists() else []
-    return math.nan if not kl or kl[-1] is None else float(kl[-1])
+    if not kl:
+        return math.nan
+    return math.inf if kl[-1] is None else float(kl[-1])  # null in the log
 
 
 def collapse(empty: float, length: float, limit: int | None, kl: float) -> str | None:
@@ -72,6 +74,8 @@ def collapse(empty: float, length: float, limit: int | None, kl: float) -> str |
         return f"{empty:.0%} of the answers are empty"
     if limit and length > FULL_BOUND * limit:
         return f"answers of {length:.0f} of at most {limit} tokens"
+    if math.isinf(kl):
+        return "its distance from the start is not finite"
     if kl / max(length, 1) > KL_BOUND:
         return f"{kl / max(length, 1):.1f} nats a token from the start"
     return None
@@ -93,7 +97,8 @@ def summarise(
 ) -> dict[str, dict]:
     """Run -> {oracle: {mean, low, high}, gain over the first run: the same, means of the other columns, collapsed}.
 
-    kl: of a run, nats a response at its end. limit: tokens of the longest answer. `collapsed` is null or says how.
+    kl: of a run, nats a response at its end. limit: tokens of the longest answer. `collapsed` is null or says how; a
+    start that fills the limit makes no later run that does so a collapse.
     """
     start = next(iter(runs.values()))
     found = {}
@@ -105,6 +110,11 @@ def summarise(
                 found[name][key] = float(np.mean(values))
         empty = sum(not row["generation"].strip() for row in rows) / len(rows)
         found[name]["empty"] = empty
+        if rows is start:
+            found[name]["collapsed"] = None
+            if limit and found[name].get("length", 0.0) >= FULL_START * limit:
+                limit = None
+            continue
         fallen = collapse(empty, found[name].get("length", 0.0), limit, (kl or {}).get(name, math.nan))
         if fallen is None and found[name]["oracle"]["mean"] < quality(start).mean() / 2:
             fallen = "less than half of the start's true quality"

@@ -198,7 +198,7 @@ def small_summary(world: World, work: Path) -> list[Table | str]:
         "correlation across prompts, and what a token more earns at the same quality\n"
         + agreement.table(read_json(work / "agreement.json")["rewards"]),
         results_table(found, len(runs[START])),
-        *collapses(found),
+        *(["\n".join(fallen)] if (fallen := collapses(found)) else []),
         recommendation(work / "best_of_n.json"),
         "\n".join(["95% intervals, each on its own, of one seed of training:", *sentences(runs)]),
         answers_before_and_after(runs, START, "hierarchical"),

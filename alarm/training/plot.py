@@ -203,7 +203,8 @@ def draw(axes: Axes, runs: Sequence[RunLog], number: int, metric: str, window: i
         if metric not in SMOOTH:
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.35 if len(runs) == 1 else 0.2)
             values = running_mean(values, window)
-        axes.plot(steps, values, color=color, linestyle=line, linewidth=1.8)
+        alone = marker if len(steps) == 1 else None  # a line through one point is not seen
+        axes.plot(steps, values, color=color, linestyle=line, linewidth=1.8, marker=alone)
     steps, values = run.series("dev", DEV_NAMES.get(metric, metric))
     hollow = {"linestyle": "none", "marker": marker, "markersize": 5, "markerfacecolor": "white"}
     if steps:  # a line without points and clipping has no extent, on which the layout fails

@@ -273,6 +273,16 @@ def test_rewards_by_hand(byte_level):
     assert not toy_report(byte_level).failed
 
 
+def test_the_level_of_groups_takes_the_place_of_a_mean(byte_level):
+    """h = (raw - level - mean) / std: a level of -3 and a mean of -1 are the mean of -4 above."""
+    by_hand = toy_report(byte_level).inspections
+    found = toy_report(byte_level, baseline="group", level=-3.0, holistic_mean=-1.0).inspections
+    assert [(one.raw, one.h, one.final.values) for one in found] == [
+        (one.raw, one.h, one.final.values) for one in by_hand
+    ]
+    assert found[0].differences == found[3].differences == []
+
+
 def test_length_reward_by_hand(byte_level):
     one = toy_report(byte_level, "aspect_only", length_mean=4.0).inspections[0]
     count = len(one.tokens)

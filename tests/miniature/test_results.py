@@ -91,6 +91,15 @@ def test_a_run_that_has_lost_half_of_the_truth_is_named():
     assert len(collapses(found)) == 2
 
 
+def test_a_run_fills_the_limit_only_if_its_start_did_not():
+    def answers(length):
+        return [{"query": str(i), "generation": "x", "oracle": 0.5, "response_length": length} for i in range(30)]
+
+    assert "of at most 24" in summarise({"start": answers(9), "run": answers(24)}, limit=24)["run"]["collapsed"]
+    found = summarise({"start": answers(20), "run": answers(24)}, limit=24)
+    assert [row["collapsed"] for row in found.values()] == [None, None]
+
+
 def test_a_collapse_is_measured_by_the_bounds_of_the_diagnostics():
     """10 tokens: 10 nats a response are 1 nat a token, the bound."""
     assert collapse(0.5, 10, 24, 10.0) is None
@@ -105,6 +114,8 @@ def test_the_last_step_of_a_log_says_how_far_a_run_moved(tmp_path):
     rows = [{"step": i, "train": {"kl": kl}} for i, kl in enumerate((1.0, 2.5))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert last_kl(tmp_path) == 2.5
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0, "train": {"kl": None}}) + "\n")
+    assert "not finite" in collapse(0.0, 10, 24, last_kl(tmp_path))
 
 
 def test_the_holistic_reward_is_shown_as_its_change():

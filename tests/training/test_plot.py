@@ -117,6 +117,12 @@ def test_runs_differ_by_more_than_colour(tmp_path):
     assert [text.get_text() for text in legend.get_texts()][-2:] == ["a", "b"]
 
 
+def test_a_run_of_one_step_is_a_point(tmp_path):
+    runs = [read_run(write_log(tmp_path / name, [row(1)]), name) for name in ("a", "b")]
+    lines = [line for line in panels(plot(runs, metrics=METRICS))["kl"].lines if line.get_linewidth() == 1.8]
+    assert [line.get_marker() for line in lines] == [STYLES[0][2], STYLES[1][2]]
+
+
 def test_colours_are_visible_and_differ_in_grey():
     from matplotlib.colors import to_rgb
 
