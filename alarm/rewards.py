@@ -7,6 +7,7 @@ a list of (T_i,) float32 tensors, one value per response token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -54,6 +55,13 @@ def less_baseline(
     table = torch.stack([measured.holistic.double(), groups.double(), (~measured.too_short).double()], dim=1)
     union, start = gather(table)
     return less_group_mean(union[:, 0], union[:, 1], union[:, 2] == 1)[start : start + len(groups)]
+
+
+def without_group(measured: Measured, recipe: RewardRecipe) -> Measured:
+    """Of answers that are not compared with others to their prompt: `recipe.level` stands for a group's mean."""
+    if recipe.baseline != "group":
+        return measured
+    return replace(measured, baseline=torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64))
 
 
 def less_group_mean(raw: Tensor, groups: Tensor, counted: Tensor) -> Tensor:

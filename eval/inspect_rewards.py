@@ -81,11 +81,12 @@ def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
     gate = f", threshold {recipe.threshold:g}" if recipe.reward_type in GATED else ""
     holistic = args.holistic_model or f"the function of {task.source}"
+    less = f"raw - {recipe.level:g} (a group's mean)" if recipe.baseline == "group" else "raw"
     own = [flag.name for flag in (*task.flags, *(flag for aspect in task.aspects for flag in aspect.flags))]
     settings = "; ".join(f"{name} {getattr(args, name)}" for name in own if getattr(args, name) is not None)
     return {
         "reward": f"{recipe.reward_type}{gate}; weight of the holistic reward {recipe.holistic_weight:g}",
-        "holistic": f"{holistic}; h = (raw - {recipe.holistic_mean:g}) / {recipe.holistic_std:g}",
+        "holistic": f"{holistic}; h = ({less} - {recipe.holistic_mean:g}) / {recipe.holistic_std:g}",
         "aspects": f"weights: {weights}; shaping {recipe.shaping}, placement {recipe.placement}",
         "settings": settings or "none",
         "tokens": f"tokenizer of {args.policy_ckpt}",
@@ -118,8 +119,11 @@ def main(argv: list[str] | None = None) -> None:
         examples = rows_of(task, [run.queries[row] for row in chosen], args.examples or recipe_args.test_file)
     elif task.source:
         print("--examples is not given: the aspects get empty rows")
-    if recipe_args.holistic_baseline != "none":
-        raise UserError("the inspector measures no baselines; leave out --holistic_baseline to see the other parts")
+    if recipe_args.holistic_baseline not in ("none", "group"):
+        raise UserError(
+            f"the inspector does not measure --holistic_baseline {recipe_args.holistic_baseline}; leave it out to see "
+            "the other parts"
+        )
     policy = resolve_policy(recipe_args.policy_ckpt)
     if recipe_args.holistic_model is not None:
         check_model_name(recipe_args.holistic_model, "--holistic_model")

@@ -30,7 +30,7 @@ from .settings import WORLDS, World
 from .stages import MARKER, Stage, check_work_dir, flag_words, run_stages, short, time_table
 
 FLIPS = 0.1  # share of the preferences of `holistic/` that are turned round
-SHIPPED = ("start", "holistic", "rm", "calibration.json", "agreement.json", "built.json")
+SHIPPED = ("start", "holistic", "rm", "calibration.json", "agreement.json", "built.json")  # the rest: by --flips
 ASPECT_MODELS = {  # qa: aspect -> folder and flags of its training
     "relevance": ("rel_rm", {"num_epochs": 3, "lr": 1e-3}),
     "factuality": ("fact_rm", {"num_epochs": 5, "lr": 2e-3}),
@@ -94,18 +94,12 @@ class Build:
             save_path=self.at(f"{split}_samples.jsonl"),
         )  # fmt: skip
 
-    @property
-    def flips(self) -> list[float]:
-        return list(dict.fromkeys((FLIPS, *self.args.flips)))
-
-    def preferences(self, **flags) -> None:
-        for split, shares in (("train", self.flips), ("dev", [0.0])):
-            self.add(
-                f"preferences between {split} answers", f"pairs_{split}",
-                ["-m", "miniature.preferences", "--flips", *map(str, shares)], **self.task,
-                samples=self.at(f"{split}_samples.jsonl"), save_dir=self.at(f"pairs_{split}"), seed=self.args.seed,
-                **flags,
-            )  # fmt: skip
+    def preferences(self, name: str, split: str, flips: list[float], **flags) -> None:
+        self.add(
+            f"preferences between {split} answers: {name}", name,
+            ["-m", "miniature.preferences", "--flips", *(f"{share:g}" for share in flips)], **self.task,
+            samples=self.at(f"{split}_samples.jsonl"), save_dir=self.at(name), seed=self.args.seed, **flags,
+        )  # fmt: skip
 
     def reader(self, train: str, dev: str, steps: int, **flags) -> None:
         """A language model from which the preference models start."""
@@ -116,16 +110,25 @@ class Build:
             seed=self.args.seed, report_to="none", **flags,
         )  # fmt: skip
 
-    def holistic(self, steps: int, **flags) -> None:
-        for share in self.flips:
-            percent = round(100 * share)
-            folder = "holistic" if share == FLIPS else f"holistic_{percent}"
-            self.add(
-                f"holistic model, {percent}% flips", folder, ["-m", "alarm.train_holistic"],
-                model_path=self.at("reader"), train_file=self.at(f"pairs_train/{percent}.jsonl"),
-                dev_file=self.at("pairs_dev/0.jsonl"), save_dir=self.at(folder), num_epochs=100,
-                max_steps=self.size(steps), selection_share=0.0, seed=self.args.seed, **flags,
-            )  # fmt: skip
+    def holistic(self, folder: str, pairs: str, steps: int, **flags) -> None:
+        self.add(
+            f"preference model: {folder}", folder, ["-m", "alarm.train_holistic"], model_path=self.at("reader"),
+            train_file=self.at(pairs), dev_file=self.at("pairs_dev/0.jsonl"), save_dir=self.at(folder), num_epochs=100,
+            max_steps=self.size(steps), selection_share=0.0, seed=self.args.seed, **flags,
+        )  # fmt: skip
+
+    def judges(self, pairs_per_prompt: int, steps: int, **flags) -> None:
+        """The preference model, what its scores are worth, and then those of other shares of flips."""
+        self.preferences("pairs_train", "train", [FLIPS], pairs_per_prompt=pairs_per_prompt)
+        self.preferences("pairs_dev", "dev", [0.0])
+        self.holistic("holistic", f"pairs_train/{round(100 * FLIPS)}.jsonl", steps, **flags)
+        self.measure()
+        if self.args.flips:
+            self.preferences("pairs_flipped", "train", self.args.flips, pairs_per_prompt=pairs_per_prompt)
+        for percent in (round(100 * share) for share in self.args.flips):
+            self.holistic(f"holistic_{percent}", f"pairs_flipped/{percent}.jsonl", steps, **flags)
+            holistic = self.at(f"holistic_{percent}")
+            self.calibrate(f"calibration_{percent}.json", 300, "group", holistic_model=holistic)
 
     def calibrate(self, output: str, prompts: int, baseline: str, **flags) -> None:
         self.add(
@@ -142,9 +145,6 @@ class Build:
         holistic = {"policy_ckpt": self.at("start"), "holistic_model": self.at("holistic"), "dtype": "float32"}
         self.calibrate("calibration.json", prompts, "group", holistic_model=self.at("holistic"))
         self.calibrate("calibration_absolute.json", prompts, "none", holistic_model=self.at("holistic"))
-        for percent in (round(100 * share) for share in self.flips[1:]):
-            holistic = self.at(f"holistic_{percent}")
-            self.calibrate(f"calibration_{percent}.json", prompts, "group", holistic_model=holistic)
         if self.world.exact:
             self.calibrate("calibration_exact.json", prompts, "group", task=self.world.exact)
         aspects = {
@@ -156,10 +156,8 @@ class Build:
             **self.lengths, **aspects, test=True, test_do_sample=True, num_samples=4, test_file=dev,
             batch_size=256, rm_max_batch_size=64, save_dir=self.at("dev_scored.json"), seed=self.args.seed,
         )  # fmt: skip
-        others = [self.at(f"holistic_{round(100 * share)}") for share in self.flips[1:]]
         self.add(
-            "agreement with the truth", "agreement.json",
-            ["-m", "miniature.agreement", *(["--holistic", *others] if others else [])], **self.task,
+            "agreement with the truth", "agreement.json", ["-m", "miniature.agreement"], **self.task,
             samples=self.at("dev_scored.json"), output=self.at("agreement.json"),
         )  # fmt: skip
 
@@ -172,9 +170,7 @@ def mt_stages(build: Build) -> None:
     build.reader(*demonstrations, 900, batch_size=64, lr=4e-3)
     build.sample("train", 20_000, 4)
     build.sample("dev", 600, 4)
-    build.preferences(pairs_per_prompt=2)
-    build.holistic(600, batch_size=64, lr=1e-3, max_length=96)
-    build.measure()
+    build.judges(2, 600, batch_size=64, lr=1e-3, max_length=96)
 
 
 def qa_stages(build: Build) -> None:
@@ -208,9 +204,7 @@ def qa_stages(build: Build) -> None:
             save_dir=at(f"rm/{folder}"), splitter="sentencizer", max_length=256, batch_size=16, seed=seed, **flags,
         )  # fmt: skip
     build.reader("pre/train.json", "pre/dev.json", 1000, batch_size=32, lr=4e-3)
-    build.preferences(pairs_per_prompt=2)
-    build.holistic(500, batch_size=32, lr=1e-3, max_length=256)
-    build.measure()
+    build.judges(2, 500, batch_size=32, lr=1e-3, max_length=256)
 
 
 def ship(world: World, work: Path) -> None:

@@ -22,10 +22,10 @@ from alarm.common.bootstrap import interval, resample
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_json, write_text
 from alarm.common.flags import parser
-from alarm.diagnostics import EMPTY_BOUND, FULL_BOUND, KL_BOUND
 from alarm.evaluation.selection import spearman
 
 from .grid import ALONE, ORDER, PAPER, QUESTIONS, alone, runs_of
+from .results import collapse
 from .run import RESULTS
 from .settings import WORLDS, World
 from .stages import ROOT
@@ -77,24 +77,11 @@ class Records:
         """Seed -> what went wrong."""
         found = {}
         for seed, record in self.found[name].items():
-            length, limit = record["means"]["response_length"], self.limit
-            last = record["kl"][-1] if record.get("kl") else 0.0
-            kl = math.inf if last is None else last / max(length, 1)
-            if record["means"]["empty"] > EMPTY_BOUND:
-                found[seed] = f"{record['means']['empty']:.0%} of the answers are empty"
-            elif length > FULL_BOUND * limit:
-                found[seed] = f"answers of {length:.0f} of at most {limit} tokens"
-            elif kl == math.inf:
-                found[seed] = "a KL that is not finite"
-            elif kl > KL_BOUND:
-                found[seed] = f"{kl:.1f} nats a token from the start"
+            means, last = record["means"], record["kl"][-1] if record.get("kl") else math.nan
+            kl = math.inf if last is None else last  # null in the file: not finite
+            if what := collapse(means["empty"], means["response_length"], self.world.limit, kl):
+                found[seed] = what
         return found
-
-    @property
-    def limit(self) -> int:
-        from alarm.tasks.find import find_task
-
-        return self.world.ppo.get("max_generated_len") or find_task(str(ROOT / self.world.task)).max_generated_len
 
 
 def read_records(results: Path, world: World) -> Records:

@@ -49,6 +49,13 @@ class World:
         """The built world of seed 0 that comes with the repository: start, holistic, rm, calibration, agreement."""
         return ROOT / "miniature" / "checkpoints" / self.name
 
+    @property
+    def limit(self) -> int:
+        """Tokens of the longest answer."""
+        from alarm.tasks.find import find_task
+
+        return self.ppo.get("max_generated_len") or find_task(str(ROOT / self.task)).max_generated_len
+
     def files(self, built: Path, data: Path | None = None) -> dict[str, object]:
         """Flags of train_ppo.py that name the files of a built world, and of its data if they lie elsewhere."""
         data = data or built / "data"

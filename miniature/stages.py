@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from alarm.common.files import check_folder, write_json
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = "logs"  # a folder in the work folder: what the stages of a group print
 AT_ONCE = 2
+GRACE = 5.0  # seconds that a command has to end after a signal
 MARKER = "stages"  # a folder in the work folder: one file for each finished stage
 
 
@@ -46,12 +47,14 @@ class Together:
 
 
 def flag_words(**values) -> list[str]:
-    """Keyword arguments as command-line words; True gives a switch."""
+    """Keyword arguments as command-line words. True gives a switch; None, False and an empty dict give nothing."""
     words = []
     for name, value in values.items():
         if value is True:
             words.append(f"--{name}")
-        elif value is not None:
+        elif isinstance(value, dict):
+            words += [f"--{name}", ",".join(f"{key}={number:.6g}" for key, number in value.items())] if value else []
+        elif value is not None and value is not False:
             words += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]
     return words
 
@@ -143,14 +146,6 @@ class Child:
             write_json(marker_of(self.stage, self.work), took)
         return code
 
-    def interrupt(self) -> None:
-        """A terminal's ^C reaches the child too, `kill -INT` its parent alone."""
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)
-            self.process.wait()
-
     def fail(self, code: int) -> None:
         if self.log:
             lines = self.log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
@@ -162,6 +157,22 @@ class Child:
         sys.exit(code if code > 0 else 128 - code)
 
 
+def interrupt(children: Sequence[Child], patience: float) -> None:
+    """Stop them. patience: seconds to wait first; a terminal's ^C reaches them too, `kill -INT` their parent alone.
+
+    Below a background job of a script they ignore SIGINT: then they get SIGTERM, and at last SIGKILL.
+    """
+    for sent, seconds in ((None, patience), (signal.SIGINT, GRACE), (signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        until = time.perf_counter() + seconds
+        alive = [child.process for child in children if child.process.poll() is None]
+        for process in alive:
+            if sent is not None:
+                process.send_signal(sent)
+        for process in alive:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, until - time.perf_counter()))
+
+
 def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
     """Run a stage unless it is done. -> whether it ran."""
     if (words := prepare(stage, work, python)) is None:
@@ -170,7 +181,7 @@ def run_alone(stage: Stage, work: Path, python: str, environment: dict) -> bool:
     try:
         code = child.ended(wait=True)
     except KeyboardInterrupt:
-        child.interrupt()
+        interrupt([child], patience=5)
         raise
     if code:
         child.fail(code)
@@ -192,8 +203,11 @@ def run_together(group: Together, work: Path, python: str, environment: dict) ->
         return False
     print(f"{AT_ONCE} at a time; what they print: {short(work / LOGS)}/", flush=True)
     total, ended, running = sum(stage.steps for stage, _ in waiting), 0, []
+    before = sum(steps_done(stage, work) for stage, _ in waiting)  # of runs that --resume continues
     try:
-        with tqdm(total=total, desc=group.name, unit="step") as bar:
+        shown = sys.stderr.isatty()
+        often = 0.2 if shown else 30
+        with tqdm(total=total, initial=before, desc=group.name, unit="step", mininterval=often, smoothing=0) as bar:
             while waiting or running:
                 while waiting and len(running) < AT_ONCE:
                     stage, words = waiting.pop(0)
@@ -205,17 +219,18 @@ def run_together(group: Together, work: Path, python: str, environment: dict) ->
                     running.remove(child)
                     ended += child.stage.steps
                     if code:
-                        for other in running:
-                            other.process.send_signal(signal.SIGINT)
-                            other.process.wait()
                         bar.close()
                         child.fail(code)
-                bar.n = ended + sum(steps_done(child.stage, work) for child in running)
-                bar.refresh()
+                unfinished = [child.stage for child in running] + [stage for stage, _ in waiting]
+                bar.update(ended + sum(steps_done(stage, work) for stage in unfinished) - bar.n)
+                if shown:
+                    bar.refresh()  # its clock
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        for child in running:
-            child.interrupt()
+        interrupt(running, patience=5)
+        raise
+    except BaseException:  # another one failed, or its marker could not be written
+        interrupt(running, patience=0)
         raise
     return True
 
@@ -248,10 +263,22 @@ def single(stages: Sequence[Stage | Together]) -> list[Stage]:
     return [one for stage in stages for one in (stage.stages if isinstance(stage, Together) else (stage,))]
 
 
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of (start, end): stages that ran at once count once."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
 def time_table(work: Path, stages: Sequence[Stage | Together]) -> Table:
     """What each stage took."""
-    took = [json.loads(marker_of(stage, work).read_text()) for stage in single(stages)]
-    took.append({"stage": "together"} | {name: sum(row[name] for row in took) for name in ("seconds", "cpu_seconds")})
+    markers = [marker_of(stage, work) for stage in single(stages)]
+    took = [json.loads(marker.read_text()) for marker in markers]
+    ends = [marker.stat().st_mtime for marker in markers]  # a marker is written when its stage ends
+    seconds = covered([(end - row["seconds"], end) for end, row in zip(ends, took, strict=True)])
+    took.append({"stage": "together", "seconds": seconds, "cpu_seconds": sum(row["cpu_seconds"] for row in took)})
     rows = [(row["stage"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}") for row in took]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     note = f"largest process of this call: {peak:.1f} GiB" if peak else ""

@@ -8,31 +8,64 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from alarm.common.console import Table, print_table
-from alarm.common.errors import report_user_errors
+from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import parser, positive_int, seed_value
 from miniature.settings import WORLDS
-from miniature.stages import ROOT, check_work_dir, run_stages, time_table
+from miniature.stages import (
+    MARKER,
+    ROOT,
+    Stage,
+    Together,
+    check_work_dir,
+    marker_of,
+    run_stages,
+    short,
+    single,
+    time_table,
+)
 
 TASKS = (*WORLDS, "real-mt", "real-qa")
+SMALL = {"built": None, "train_prompts": 3000, "dev_prompts": 200, "test_prompts": 500}  # flags of the small worlds
+REAL = {"data_dir": None, "splitter": "en_core_web_sm"}  # flags of the others
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """UserError for a flag that --task does not read."""
     flags = parser(__doc__.split("\n\n")[0])
     add = flags.add_argument
     add("--task", default="mt", choices=TASKS, help="mt, qa: a small world; real-mt, real-qa: a sample of real data")
     add("--work_dir", help="folder of everything that is written (default: quickstart/work/TASK)")
     add("--built", help="mt, qa: a world of miniature.build (default: the shipped one)")
-    for name, size in (("train", 3000), ("dev", 200), ("test", 500)):
-        add(f"--{name}_prompts", type=positive_int, default=size, help=f"mt, qa: so many {name} prompts")
+    for name, size in SMALL.items():
+        if name.endswith("_prompts"):
+            add(f"--{name}", type=positive_int, help=f"mt, qa: so many {name.replace('_', ' ')} (default: {size})")
     add("--data_dir", help="real-mt, real-qa: folder of the sample (default: the shipped one)")
-    add("--splitter", default="en_core_web_sm", help="real-qa: a spaCy pipeline's name, pysbd or sentencizer")
+    add("--splitter", help=f"real-qa: a spaCy pipeline's name, pysbd or sentencizer (default: {REAL['splitter']})")
     add("--steps", type=positive_int, help="at most this many steps in every training stage (for a quick look)")
     add("--seed", type=seed_value, default=42, help="seed of every stage")
-    return flags.parse_args(argv)
+    args = flags.parse_args(argv)
+    read, unread = (SMALL, REAL) if args.task in WORLDS else (REAL, SMALL)
+    if given := [name for name in unread if getattr(args, name) is not None]:
+        raise UserError(f"--{given[0]} has no effect with --task {args.task}; drop it")
+    for name, default in read.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return args
+
+
+def check_stages(work: Path, stages: Sequence[Stage | Together]) -> None:
+    """Raise UserError for a folder of another quickstart: its answers would be compared with the new ones."""
+    known = {marker_of(stage, work) for stage in single(stages)}
+    if strange := sorted(set((work / MARKER).glob("*.json")) - known):
+        raise UserError(
+            f"--work_dir {short(work)} holds `{strange[0].stem}` of another quickstart; remove this folder (make "
+            "clean-quickstart removes the default ones), or give a new one"
+        )
 
 
 def print_summary(blocks: list[Table | str]) -> None:
@@ -60,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         from quickstart.mt_stages import mt_stages as stages_of
         from quickstart.mt_stages import mt_summary as summary_of
     stages = stages_of(args, work)
+    check_stages(work, stages)
     try:
         run_stages(stages, work)
     except KeyboardInterrupt:

@@ -8,14 +8,24 @@ from pathlib import Path
 from alarm.common.console import Table
 from alarm.common.errors import UserError
 from alarm.common.files import read_json, write_json
-from miniature.paper import PAPER
-from miniature.results import answers_before_and_after, read_runs, results_table, sentences, summarise
+from miniature import agreement
+from miniature.grid import PAPER
+from miniature.results import (
+    answers_before_and_after,
+    collapses,
+    last_kl,
+    read_runs,
+    results_table,
+    sentences,
+    summarise,
+)
 from miniature.settings import World, scoring
 from miniature.stages import ROOT, Stage, Together, flag_words, short
 
 SAMPLES = 16  # answers to each dev prompt for best-of-n
 START, RECOMMENDED = "start", "recommended"
 RUNS = ("hierarchical", "holistic_only", "weighted_sum", RECOMMENDED)
+CALIBRATED = ("ultra_mean", "ultra_std", "holistic_level")  # --calibration gives these
 DATA = {  # sizes of what the quickstart does not train
     "mt": {"sft": 1, "sft_dev": 1},
     "qa": {"train_feedback": 1, "dev_feedback": 1},
@@ -35,15 +45,25 @@ def built_world(world: World, args: argparse.Namespace) -> Path:
                 f"{built} has no {name}; make it with `python -m miniature.build --world {world.name} --save_dir DIR`, "
                 "and name DIR by --built"
             )
+    made = read_json(built / "built.json")
+    if not isinstance(made, dict) or made.get("world") != world.name or not isinstance(made.get("seed"), int):
+        raise UserError(f"{built / 'built.json'} is of no world {world.name}; give --built a world of this task")
     return built
+
+
+def ranked(bench: Path) -> dict[str, float]:
+    """Combiner -> true quality of the best of SAMPLES on the prompts that chose its settings, the best one first."""
+    found = read_json(bench)
+    quality = {name: found["settings"][i]["dev"][-1] for name, i in found["chosen_settings"].items()}
+    return dict(sorted(quality.items(), key=lambda item: -item[1]))
 
 
 def recommended(bench: Path) -> tuple[str, dict]:
     """The combiner that ranks dev prompts best, of those that are not run anyway, and its flags."""
     found = read_json(bench)
-    options = {name: found["settings"][i] for name, i in found["chosen_settings"].items() if name not in PAPER}
-    best = max(options, key=lambda name: options[name]["dev"][-1])
-    return best, {name: value for name, value in options[best]["flags"].items() if name != "reward_type"}
+    best = next(name for name in ranked(bench) if name not in PAPER)
+    flags = found["settings"][found["chosen_settings"][best]]["flags"]
+    return best, {name: value for name, value in flags.items() if name not in ("reward_type", *CALIBRATED)}
 
 
 def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Stage | Together]:
@@ -55,6 +75,8 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
     test_file, dev_file = (short(data / f"{split}.{world.ending}") for split in ("test", "dev"))
     print(f"start and reward models: {short(built)}, made by")
     print(f"    python -m miniature.build --world {world.name} --seed {seed} --save_dir DIR")
+    if flags.get("grammar_backend") == "rules":
+        print("grammar errors are found by --grammar_backend rules, the offline stand-in for LanguageTool")
 
     def at(name: str) -> str:
         return short(work / name)
@@ -119,6 +141,19 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
         runs = [word for name in RUNS for word in ("--run_dir", at(f"runs/{name}"))]
         return ["-m", "alarm.plot_run", *runs, "--save_dir", at("plots")]
 
+    def truth() -> list[str]:
+        return words(
+            ["-m", "miniature.agreement"], task=world.task, samples=work / "samples.json",
+            output=work / "agreement.json", overwrite=True,
+        )  # fmt: skip
+
+    def inspect() -> list[str]:
+        own = {name: value for name, value in flags.items() if name != "task" and not name.endswith("_file")}
+        return words(
+            ["eval/inspect_rewards.py"], task_type=world.task, generations=work / "generations" / "hierarchical.json",
+            examples=test_file, limit=5, html=work / "inspection.html", reward_type="hierarchical", **own,
+        )  # fmt: skip
+
     def compare() -> list[str]:
         return words(["eval/eval_compare.py"], generations_dir=work / "generations", task_type=world.task)
 
@@ -127,34 +162,59 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
         Stage("prompts", "data", prompts),
         Stage("scale of the holistic score", "calibration.json", calibration),
         Stage(f"{SAMPLES} answers of the start to each dev prompt", "samples.json", samples),
+        Stage("do the rewards agree with the truth", "agreement.json", truth),
         Stage("which combination ranks them best", "best_of_n.json", best_of_n),
         Together("four runs of PPO", tuple(ppo(name) for name in RUNS)),
         Together("answers to the test prompts", tuple(test(name) for name in (START, *RUNS))),
-        Stage("curves of the PPO runs", "plots", curves),
-        Stage("comparison", "generations_results/eval-results.json", compare),
+        Together(
+            "pages and figures",
+            (
+                Stage("comparison", "generations_results/eval-results.json", compare),
+                Stage("rewards token by token", "inspection.html", inspect),
+                Stage("curves of the PPO runs", "plots", curves),
+            ),
+        ),
     ]
 
 
 def small_summary(world: World, work: Path) -> list[Table | str]:
-    """Tables and paragraphs; writes results.json, here and beside the work folder."""
-    files = [str(work / "generations" / f"{name}.json") for name in (START, *RUNS)]
-    combiner, chosen = recommended(work / "best_of_n.json")
-    runs = read_runs(files)
-    found = summarise(runs)
-    found[RECOMMENDED]["combiner"] = combiner
-    write_json(work / "results.json", found)
-    write_json(ROOT / "quickstart" / "work" / "results.json", found)
-    flags = " ".join(flag_words(**chosen))
+    """Tables and paragraphs; writes results.json, and a copy beside the default work folders."""
+    names = (START, *RUNS)
+    runs = read_runs([str(work / "generations" / f"{name}.json") for name in names])
+    found = summarise(runs, {name: last_kl(work / "runs" / name) for name in RUNS}, world.limit)
+    found[RECOMMENDED]["combiner"], _ = recommended(work / "best_of_n.json")
+    default = ROOT / "quickstart" / "work"
+    for folder in (work, *([default] if work.resolve().parent == default else [])):
+        write_json(folder / "results.json", found)
     looked_at = {
-        "the comparison, a page": "generations_results/eval-report/index.html",
+        "the report, a page": "generations_results/eval-report/index.html",
+        "rewards token by token, a page": "inspection.html",
         "combiners by best of n": "best_of_n.png",
         "curves of the PPO runs": "plots/training.png",
         "these numbers": "results.json",
     }
     return [
+        "Rewards against the truth, dev prompts: share of answers to a prompt that are ordered rightly, rank\n"
+        "correlation across prompts, and what a token more earns at the same quality\n"
+        + agreement.table(read_json(work / "agreement.json")["rewards"]),
         results_table(found, len(runs[START])),
-        f"recommended, by best of {SAMPLES} on dev prompts: {combiner} ({flags})",
-        "\n".join(sentences(runs)),
+        *collapses(found),
+        recommendation(work / "best_of_n.json"),
+        "\n".join(["95% intervals, each on its own, of one seed of training:", *sentences(runs)]),
         answers_before_and_after(runs, START, "hierarchical"),
-        "\n".join(f"{what:<28}{short(work / file)}" for what, file in looked_at.items()),
+        "\n".join(f"{what:<32}{short(work / file)}" for what, file in looked_at.items()),
     ]
+
+
+def recommendation(bench: Path) -> str:
+    """What best-of-n says, and what was trained for it."""
+    quality, (combiner, chosen) = ranked(bench), recommended(bench)
+    shown = {name: value for name, value in chosen.items() if value or not name.startswith("w_")}
+    ranking = ", ".join(f"{name} {value:.3f}" for name, value in quality.items())
+    best = next(iter(quality))
+    instead = f" ({best} comes first, and is known from the paper)" if best != combiner else ""
+    return (
+        f"Best of {SAMPLES} on dev prompts, true quality: {ranking}\n"
+        f"recommended: {combiner}{instead}, with {' '.join(flag_words(**shown))}\n"
+        "These settings were chosen on dev prompts, for best of n. The three other runs have those of the world."
+    )

@@ -17,7 +17,7 @@ from trl.generation import GREEDY, SAMPLING
 
 from ..common.console import say_counts, show
 from ..common.files import write_json, write_rows
-from ..rewards import RewardRecipe, combine
+from ..rewards import RewardRecipe, combine, without_group
 from ..scoring import Scorer, measure, metrics_of
 from ..types import Measured, Rollout
 from .generate import Generate, generator
@@ -52,7 +52,7 @@ def evaluate(
 
     Each batch is the same, with the same random state if `sampling_seed` is given, whatever the number of processes,
     and so are the records. An answer here has no group: a combiner that compares the answers to a prompt is replaced
-    (`recipe.alone`), and `recipe.level` takes the place of a group's mean.
+    (`recipe.alone`), and a group's mean too (`without_group`).
 
     samples: answers to each prompt. Several: records of one prompt stand together, each has a `sample` number and the
     parts of its reward (`parts_of`).
@@ -63,11 +63,7 @@ def evaluate(
         for batch, rollout, measured in answered(
             prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
         ):
-            compared = measured
-            if recipe.baseline == "group":
-                level = torch.full(measured.holistic.shape, recipe.level, dtype=torch.float64)
-                compared = replace(measured, baseline=level)
-            payment = combine(compared, alone)
+            payment = combine(without_group(measured, recipe), alone)
             metrics = metrics_of(measured, payment)
             for k, i in enumerate(batch):
                 record = {"index": i // samples} | ({"sample": i % samples} if samples > 1 else {})

@@ -11,6 +11,9 @@ import sys
 
 import pytest
 
+from alarm.common.errors import UserError
+from alarm.tasks.find import find_task
+from alarm.training import main as train
 from helpers import ROOT
 from miniature import stages
 from quickstart import run
@@ -94,6 +97,17 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
         run.main(["--work_dir", str(tmp_path)])
     assert stop.value.code == 2 and "holds other files" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_flags_that_best_of_n_writes_are_flags_of_training():
+    """Of log_sigmoid and of decoupled: a dict and a switch."""
+    task = find_task("mt")
+    off = stages.flag_words(references={}, decoupled_cv=False, decoupled_conflict=0.0)
+    args = train.parse_args(task, "", [*off, "--save_dir", "x"])
+    assert (args.references, args.decoupled_cv) == ({}, False)
+    on = stages.flag_words(references={"grammar": -0.5, "readability": 2.0}, decoupled_cv=True)
+    args = train.parse_args(task, "", [*on, "--save_dir", "x"])
+    assert (args.references, args.decoupled_cv) == ({"grammar": -0.5, "readability": 2.0}, True)
 
 
 def test_printed_commands_can_be_pasted():
@@ -194,3 +208,72 @@ def test_a_bar_counts_the_steps_of_a_run(work):
     assert stages.steps_done(stage, work) == 2
     (work / "run" / "log.jsonl").write_text("{}\n" * 9)
     assert stages.steps_done(stage, work) == 5
+
+
+DEAF = r"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as below a background job of a script
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from miniature import stages
+
+work = Path(sys.argv[1])
+here = f"import pathlib, sys, time; here = pathlib.Path({str(work / 'here')!r})\n"
+waits = here + "here.write_text('x'); time.sleep(3600)"
+fails = here + "while not here.exists(): time.sleep(0.05)\nsys.exit(3)"
+members = (stages.Stage("long", "long", lambda: ["-c", waits]), stages.Stage("bad", "bad", lambda: ["-c", fails]))
+stages.run_stages([stages.Together("group", members)], work)
+"""
+
+
+def test_a_group_of_which_one_fails_stops_commands_that_ignore_an_interrupt(work):
+    """The limit is that of a hang."""
+    paths = [str(ROOT / folder) for folder in ("trl", "")]
+    driver = subprocess.run([sys.executable, "-c", DEAF, str(work), *paths], capture_output=True, timeout=300)
+    assert driver.returncode == 3
+    assert not (work / "stages" / "long.json").exists()
+
+
+def test_a_bar_of_resumed_runs_starts_where_they_were(work, capfd):
+    (work / "run").mkdir()
+    (work / "run" / "log.jsonl").write_text("{}\n" * 3)
+    todo = group(stages.Stage("run", "run", lambda: ["-c", "pass"], resumable=True, steps=5), writer(work, "b", "2"))
+    stages.run_stages([todo], work)
+    shown = capfd.readouterr().err
+    assert " 3/6 " in shown and " 6/6 " in shown
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data_dir", "x"],
+        ["--task", "qa", "--splitter", "pysbd"],
+        ["--task", "real-qa", "--built", "x"],
+        ["--task", "real-mt", "--test_prompts", "3"],
+    ],
+)
+def test_a_flag_that_the_task_does_not_read_is_refused(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run.main([*flags, "--work_dir", str(tmp_path / "work")])
+    assert stop.value.code == 2 and flags[-2] in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_of_another_quickstart_is_refused(work, capfd):
+    old = writer(work, "generations/sft.json", "1")
+    (work / "generations").mkdir()
+    stages.run_stages([old], work)
+    run.check_stages(work, [old])
+    with pytest.raises(UserError, match="sft"):
+        run.check_stages(work, [group(writer(work, "a", "1"))])
+    assert (work / "generations" / "sft.json").exists()
+
+
+@pytest.mark.parametrize("content", [{"world": "qa", "seed": 0}, {"world": "mt"}, []])
+def test_a_built_world_of_another_task_is_refused(content, tmp_path, capsys):
+    for name in ("start", "holistic"):
+        (tmp_path / "built" / name).mkdir(parents=True)
+    (tmp_path / "built" / "built.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--built", str(tmp_path / "built"), "--work_dir", str(tmp_path / "work")])
+    assert stop.value.code == 2 and "built.json" in capsys.readouterr().err

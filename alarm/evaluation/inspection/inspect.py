@@ -195,7 +195,7 @@ def inspect_generations(
     import torch
     from tqdm.auto import tqdm
 
-    from ...rewards import aspect_rewards, aspects_of, combine, weigh_aspects
+    from ...rewards import aspect_rewards, aspects_of, combine, weigh_aspects, without_group
     from ...scoring import measure, metrics_of
     from ...types import Rollout
 
@@ -215,7 +215,7 @@ def inspect_generations(
                 examples=examples[part],
                 too_short=torch.tensor([not text.strip() for text in texts[part]]),
             )
-            measured = measure(rollout, scorer, scorer.aspects)
+            measured = without_group(measure(rollout, scorer, scorer.aspects), recipe)
             payment = combine(measured, recipe.alone)
             metrics = metrics_of(measured, payment)
             shaped = {
@@ -315,7 +315,7 @@ def _inspect_one(
     keys = {metric.name: metric.key for metric in task.metrics}
     metrics = {keys.get(name, name): value for name, value in found.metrics.items() if value is not None}
     # a file holds the model's own score of an empty answer; -10 belongs to training
-    raw = torch.tensor([found.raw])
+    raw = torch.tensor([found.raw - (recipe.level if recipe.baseline == "group" else 0.0)])
     (own,) = normalise_holistic(raw, recipe.holistic_mean, recipe.holistic_std, torch.tensor([False]))
     metrics["holistic_reward"] = own.item()
     if undefined := [name for name, value in metrics.items() if not math.isfinite(value)]:
