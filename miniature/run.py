@@ -20,11 +20,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import active_children, get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from alarm.common.errors import UserError, report_user_errors
@@ -106,7 +108,7 @@ class Job:
     title: str
     file: Path
     settings: dict
-    make: Callable[[ProcessPoolExecutor], dict]
+    make: Callable[[], dict]
     place: Place
     prompts: tuple[tuple[str, int], ...]  # files of prompts that it reads: split, count
 
@@ -135,15 +137,29 @@ def call(words: Sequence[str], log: str) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have loaded the libraries once; each command gets a fresh one."""
+@lru_cache
+def context() -> ForkServerContext:
+    """Processes that have loaded the libraries once."""
     fixed = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     os.environ.update(fixed | {name: os.environ[name] for name in fixed if name in os.environ})
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(LOADED))
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        yield pool
+    server = get_context("forkserver")
+    server.set_forkserver_preload(list(LOADED))
+    return server
+
+
+def command(words: list[str], log: Path) -> None:
+    """Run a command of the project, its output in `log`. UserError if it fails.
+
+    A pool of its own: a process that is killed breaks its pool, and must not end the other runs.
+    """
+    with ProcessPoolExecutor(1, mp_context=context()) as pool:
+        try:
+            code = pool.submit(call, words, str(log)).result()
+        except BrokenProcessPool:
+            raise UserError(f"the process of a command was killed, perhaps for want of memory; see {log}") from None
+    if code:
+        lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+        raise UserError(f"a command ended with exit code {code}; see {log}: {lines[-1] if lines else 'no output'}")
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -180,21 +196,19 @@ def answers_to(place: Place, flags: dict, split: str, count: int, **more) -> lis
     return ["-m", "alarm.train_ppo", *flag_words(**test | more)]
 
 
-def do_run(
-    pool: ProcessPoolExecutor, place: Place, run: Run | None, seed: int, split: str, args: argparse.Namespace
-) -> dict:
+def do_run(place: Place, run: Run | None, seed: int, split: str, args: argparse.Namespace) -> dict:
     """Train, answer, and return the record; of the start, answer alone. Raises UserError if a command fails."""
     folder = place.work / f"seed{seed}" / (run.name if run else "start")
     flags = flags_of(place, run, seed, args)
     shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
     if run:
-        command(pool, [*run.script, *flag_words(**flags, save_dir=folder)], folder.with_suffix(".log"))
+        command([*run.script, *flag_words(**flags, save_dir=folder)], folder.with_suffix(".log"))
         flags["policy_ckpt"] = folder / "policy"
     trained = time.perf_counter()
     answers = folder / "answers.json"
     test = answers_to(place, flags, split, args.prompts, test_do_sample=True, save_dir=answers)
-    command(pool, test, folder.with_suffix(".test.log"))
+    command(test, folder.with_suffix(".test.log"))
     record = {
         "world": place.world.name, "name": folder.name, "seed": seed, "questions": run.questions if run else "",
         "seconds": {"train": round(trained - started, 1), "test": round(time.perf_counter() - trained, 1)},
@@ -203,12 +217,6 @@ def do_run(
     record |= described(read_rows(answers)) | (curves(read_log(folder / "log.jsonl")) if run else {})
     shutil.rmtree(folder)
     return record
-
-
-def command(pool: ProcessPoolExecutor, words: list[str], log: Path) -> None:
-    if code := pool.submit(call, words, str(log)).result():
-        lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
-        raise UserError(f"a command ended with exit code {code}; see {log}: {lines[-1] if lines else 'no output'}")
 
 
 def described(rows: list[dict]) -> dict:
@@ -242,19 +250,19 @@ def curves(log: list[dict]) -> dict:
 # --- the start's own answers -----------------------------------------------------------------------------------------
 
 
-def rank(pool: ProcessPoolExecutor, place: Place, runs: Sequence[Run], args: argparse.Namespace) -> dict:
+def rank(place: Place, runs: Sequence[Run], args: argparse.Namespace) -> dict:
     """Question c: the quality of the best of 16 answers of the start to dev prompts, by the reward of each run."""
     folder = place.work / "rank"
     shutil.rmtree(folder, ignore_errors=True)
     flags, samples = flags_of(place, None, 0, args), folder / "samples.json"
     several = answers_to(place, flags, "dev", args.prompts, test_do_sample=True, num_samples=SAMPLES, save_dir=samples)
-    command(pool, several, folder / "samples.log")
+    command(several, folder / "samples.log")
     found = {}
     for run in runs:
         own, bench = dict(place.world.ppo) | dict(run.flags), folder / f"{run.name}.json"
         words = {name: value for name, value in own.items() if name in RANKING or name.startswith("w_")}
         words |= {"generations": samples, "quality": "oracle", "combine": own["reward_type"], "save_path": bench}
-        command(pool, ["-m", "alarm.best_of_n", *flag_words(**words)], folder / f"{run.name}.log")
+        command(["-m", "alarm.best_of_n", *flag_words(**words)], folder / f"{run.name}.log")
         told = read_json(bench)
         line = told["chosen"][own["reward_type"]]
         found[run.name] = {"quality": line["quality"][-1], "interval": line["intervals"][-1]}
@@ -264,7 +272,7 @@ def rank(pool: ProcessPoolExecutor, place: Place, runs: Sequence[Run], args: arg
     return {"world": place.world.name, "samples": SAMPLES, **ends, "runs": found}
 
 
-def select(pool: ProcessPoolExecutor, place: Place, args: argparse.Namespace) -> dict:
+def select(place: Place, args: argparse.Namespace) -> dict:
     """Question g: how often each aspect contradicts the holistic reward, and how often it agrees with the truth."""
     folder = place.work / "select"
     shutil.rmtree(folder, ignore_errors=True)
@@ -273,10 +281,10 @@ def select(pool: ProcessPoolExecutor, place: Place, args: argparse.Namespace) ->
         words = answers_to(
             place, flags, "dev", args.prompts, test_do_sample=sampled, save_dir=folder / "answers" / f"{name}.json"
         )
-        command(pool, words, folder / f"{name}.log")
+        command(words, folder / f"{name}.log")
     files = {name: folder / "answers" / f"{name}.json" for name in ("greedy", "sampled")}
     words = flag_words(**files, task_type=place.world.task, output_dir=folder / "selection")
-    command(pool, [str(ROOT / "eval" / "select_rewards.py"), *words], folder / "selection.log")
+    command([str(ROOT / "eval" / "select_rewards.py"), *words], folder / "selection.log")
     told = read_json(folder / "selection" / "selection.json")
     kept = {name: told[name] for name in ("prompts", "decided", "recommended", "separable", "reason")}
     keys = ("inconsistency", "inconsistency_interval", "decided_share", "eligible")
@@ -310,7 +318,7 @@ def jobs_of(place: Place, args: argparse.Namespace) -> list[Job]:
         return Job(
             f"{place.world.name} seed {seed} {name}", folder / f"{name}.json",
             settings_of(place, run, seed, split, args),
-            lambda pool: do_run(pool, place, run, seed, split, args), place, needed,
+            lambda: do_run(place, run, seed, split, args), place, needed,
         )  # fmt: skip
 
     if args.tune:
@@ -332,9 +340,9 @@ def jobs_of(place: Place, args: argparse.Namespace) -> list[Job]:
         "c": (
             "ranks",
             {"ranked": {run.name: dict(run.flags) for run in ranked}},
-            lambda p: rank(p, place, ranked, args),
+            lambda: rank(place, ranked, args),
         ),
-        "g": ("selection", {}, lambda p: select(p, place, args)),
+        "g": ("selection", {}, lambda: select(place, args)),
     }
     for letter, (name, more, make) in makers.items():
         if letter in args.questions:
@@ -384,12 +392,12 @@ def do_all(jobs: Sequence[Job], workers: int) -> list[str]:
     for place, one in needed.values():
         place.write_prompts(*one)
     failed, stop = [], threading.Event()
-    with processes(workers) as pool, ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(workers) as threads:
 
         def work(job: Job) -> str:
             if stop.is_set():
                 return ""
-            record = job.make(pool)
+            record = job.make()
             write_json(job.file, finite({"settings": job.settings} | record))
             told = f": true quality {statistics.fmean(record['oracle']):.3f}" if "oracle" in record else ""
             return f"{job.title}{told}"
@@ -400,7 +408,7 @@ def do_all(jobs: Sequence[Job], workers: int) -> list[str]:
                 for done in as_completed(waiting):
                     try:
                         bar.write(done.result())
-                    except (BrokenProcessPool, OSError):
+                    except OSError:
                         raise
                     except Exception as error:  # of one run; hours of others must not be lost
                         failed.append(str(error) if isinstance(error, UserError) else repr(error))
@@ -408,6 +416,7 @@ def do_all(jobs: Sequence[Job], workers: int) -> list[str]:
                     bar.update()
         except BaseException:
             stop.set()
+            threads.shutdown(wait=False, cancel_futures=True)
             for child in active_children():  # `kill -INT` reaches this process alone
                 child.terminate()
             raise
@@ -421,10 +430,6 @@ def main(argv: list[str] | None = None) -> None:
     jobs = [job for place in places for job in jobs_of(place, args)]
     try:
         failed = do_all(jobs, args.workers)
-    except BrokenProcessPool:
-        raise UserError(
-            "a process of the grid was killed, perhaps for want of memory; run the same command again to go on"
-        ) from None
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on from here", file=sys.stderr, flush=True)
         sys.exit(130)

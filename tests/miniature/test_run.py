@@ -163,7 +163,16 @@ def built(tmp_path_factory):
     small = ["--policy_size", "32", "--reward_size", "32"]
     assert command("-m", "miniature.models", "--world", "mt", "--save_dir", str(top / "base"), *small).returncode == 0
     shutil.copytree(top / "base" / "t5", world / "start")
-    shutil.copytree(top / "base" / "llama", world / "holistic")
+    rows = [json.loads(line) for line in (world / "data" / "dev.jsonl").read_text().splitlines()[:12]]
+    pairs = [{"prompt": row["text"], "chosen": row["answer"], "rejected": row["answer"][5:]} for row in rows]
+    for name, some in (("train", pairs[:8]), ("dev", pairs[8:])):
+        (top / f"{name}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in some))
+    done = command(
+        "-m", "alarm.train_holistic", "--model_path", str(top / "base" / "llama"), "--train_file",
+        str(top / "train.jsonl"), "--dev_file", str(top / "dev.jsonl"), "--save_dir", str(world / "holistic"),
+        "--batch_size", "4", "--max_steps", "1", "--max_length", "96", "--selection_share", "0", "--report_to", "none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     for name, baseline in (("calibration", "group"), ("calibration_absolute", "none")):
         done = command(
             "-m", "alarm.calibrate", "--task", MT.task, "--policy_ckpt", str(world / "start"), "--dtype", "float32",
