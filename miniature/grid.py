@@ -25,8 +25,8 @@ QUESTIONS = {
 }
 ORDER = "abkdehfijcg"  # of the work, so that a grid that is not finished says something
 PAPER = ("holistic_only", "hierarchical", "weighted_sum", "aspect_only")  # the reward types of the paper
-ASPECT_WEIGHTS = (0.1, 0.3, 1.0)  # tried for each combiner on dev prompts, as multiples of the world's own
-HOLISTIC_WEIGHTS = (0.5, 1.0, 2.0)  # for holistic_only, which pays no aspect
+ASPECT_WEIGHTS = (0.03, 0.09, 0.3, 1.0)  # tried for each combiner on dev prompts, as multiples of the world's own
+HOLISTIC_WEIGHTS = (0.5, 1.0, 2.0, 4.0)  # for holistic_only, which pays no aspect
 SHAPINGS, PLACEMENTS = ("none", "sigmoid", "centred"), ("spans", "mean_over_spans")
 ALONE = {  # metric of an aspect -> its weight's flag
     "mt": {"error_rate": "w_grammar", "readability": "w_read", "language_confidence": "w_confidence"},
@@ -72,6 +72,9 @@ def runs_of(world: World, chosen: Mapping[str, Mapping[str, object]]) -> list[Ru
     letters = dict.fromkeys(PAPER, "abc") | {"holistic_only": "abcdghik", "hierarchical": "abcdefghijk"}
     letters["weighted_sum"] = "abcde"
     found = [run(name, letters.get(name, "ac"), name, curve=name in PAPER) for name in (*PAPER, *rest_of())]
+    own_weights = {name: world.ppo[name] for name in world.weights}
+    for combiner in PAPER[1:]:
+        found.append(run(f"{combiner}-untuned", "a", combiner, own_weights))
     for combiner in ("holistic_only", "hierarchical"):
         absolute = {"holistic_baseline": "none"}
         found.append(run(f"{combiner}-absolute", "k", combiner, absolute, calibration="calibration_absolute.json"))
@@ -93,7 +96,7 @@ def runs_of(world: World, chosen: Mapping[str, Mapping[str, object]]) -> list[Ru
         if (flag,) != world.weights:  # that one is `hierarchical` itself
             weight = none | {flag: world.ppo[flag] if flag in world.weights else 1.0}
             found.append(run(alone(world, flag), "jg" if flag == "w_read" else "g", "hierarchical", weight))
-    return found + world_runs(world, run)
+    return found + world_runs(world, run, chosen)
 
 
 def alone(world: World, flag: str) -> str:
@@ -110,14 +113,15 @@ def rest_of() -> list[str]:
     return [name for name in COMBINERS if name not in PAPER]
 
 
-def world_runs(world: World, run) -> list[Run]:
+def world_runs(world: World, run, chosen: Mapping[str, Mapping[str, object]]) -> list[Run]:
     """Controls that need a task file of their own, and the failure that others report."""
     if world.controls is None:
         return []
     none = dict.fromkeys(world.weights, 0.0)
     found = []
     for name in ("truth", "noise", "words", "permuted"):
-        weight = world.ppo[world.weights[0]] if name == "permuted" else world.ppo["holistic_reward_weight"]
+        paid = world.ppo | dict(chosen["hierarchical"])
+        weight = paid[world.weights[0]] if name == "permuted" else world.ppo["holistic_reward_weight"]
         flags = {"task": world.controls} | none | {f"w_{name}": weight}
         found.append(run(f"hierarchical-aspect_{name}", "h", "hierarchical", flags))
     exact = {"task": world.exact, "holistic_model": None}

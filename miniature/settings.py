@@ -85,7 +85,7 @@ WORLDS = {
             "shaping": "sigmoid",
             "grammar_backend": "rules",
             "holistic_reward_weight": 1.0,
-            "w_grammar": 0.3,
+            "w_grammar": 1.0,
             "init_kl_coef": 0.1,
             "n_ppo_epoch_per_rollout": 2,
             "lr": 2e-4,
