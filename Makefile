@@ -1,5 +1,5 @@
 # make quickstart   environment, install, then PPO on a small world with a known truth (offline, CPU); TASK=mt|qa|real-mt|real-qa
-# make test         environment, install, the test suite
+# make test         environment, install, the test suite (make test-all: whole pipelines of real data too)
 # make languagetool the real grammar checker for translation (97 MB from Maven Central; wants Java 17 and Maven)
 # make plots        a PNG of the run in the folder RUN_DIR (several: RUN_DIR="runs/a runs/b"), from its log
 # make style        formatter and linter
@@ -15,7 +15,7 @@ TASK ?= mt
 
 LANGUAGETOOL = languagetool/LanguageTool-6.8
 
-.PHONY: quickstart paper test test-fast style clean-quickstart languagetool plots
+.PHONY: quickstart paper test test-all test-fast style clean-quickstart languagetool plots
 
 # for real translation, LanguageTool is downloaded if Java and Maven are installed
 quickstart: $(VENV)/.installed
@@ -31,10 +31,14 @@ paper: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --durations=25 -m "not whole"
+
+# whole pipelines of real data too
+test-all: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not whole"
 
 style: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .

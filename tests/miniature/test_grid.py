@@ -49,7 +49,7 @@ def test_training_takes_the_flags_of_every_run(name, tmp_path):
 
 def test_what_each_question_compares():
     names = {letter: {run.name for run in runs("mt") if letter in run.questions} for letter in QUESTIONS}
-    assert names["a"] == set(COMBINERS)
+    assert names["a"] == set(COMBINERS) | {f"{name}-untuned" for name in PAPER[1:]}
     assert names["b"] == set(PAPER) == {run.name for run in runs("mt") if run.curve}
     assert len(names["d"]) == 9
     assert len(names["e"]) == 12

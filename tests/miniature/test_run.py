@@ -90,9 +90,9 @@ def jobs(place: run.Place, *more: str) -> list[run.Job]:
 
 def test_seeds_come_one_after_the_other_and_within_one_what_matters_most(place):
     names = [job.file for job in jobs(place, "--seeds", "2", "--questions", "a", "k")]
-    assert [file.parent.name for file in names] == ["seed0"] * 14 + ["seed1"] * 14
+    assert [file.parent.name for file in names] == ["seed0"] * 17 + ["seed1"] * 17
     assert names[0].stem == "start" and {file.stem for file in names[1:12]} == set(COMBINERS)
-    assert {file.stem for file in names[12:14]} == {"holistic_only-absolute", "hierarchical-absolute"}
+    assert {file.stem for file in names[15:17]} == {"holistic_only-absolute", "hierarchical-absolute"}
 
 
 def test_a_record_of_other_settings_is_not_taken(place):
@@ -220,6 +220,7 @@ def test_a_grid_of_one_step_from_nothing_to_tables(built):
     assert "holistic_only-misaligned" in page.read_text()
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(built, tmp_path):
     write_tuning(tmp_path / "mt")

@@ -52,6 +52,7 @@ def test_the_stand_in_is_said_loudly_where_languagetool_is_missing(quickstart, t
     assert "GRAMMAR STAND-IN" in capsys.readouterr().out
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_the_whole_quickstart_on_a_few_rows(quickstart, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("LTP_PATH", str(tmp_path))  # its speed is not what is tested here

@@ -127,6 +127,7 @@ def test_printed_commands_can_be_pasted():
     assert max(map(len, line.split("\n"))) <= 130
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_the_whole_quickstart_on_a_few_rows(tmp_path, capfd):
     data = tmp_path / "data"

@@ -58,7 +58,7 @@ def tiny_world(name: str, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("name", ["mt", pytest.param("qa", marks=pytest.mark.whole)])
 def test_the_whole_quickstart_on_a_small_world(name, tmp_path, capfd, fresh_accelerate):
     built, work = tiny_world(name, tmp_path / "built"), tmp_path / "work"
     flags = ["--task", name, "--built", str(built), "--work_dir", str(work), *SIZES]
