@@ -14,7 +14,6 @@ from alarm.diagnostics import EMPTY_BOUND
 from helpers import ROOT, load_script
 from miniature import models
 from miniature.results import read_runs, sentences
-from miniature.settings import WORLDS
 from quickstart import run
 from quickstart.small_stages import CALIBRATED, RUNS, START, ranked, recommended
 
