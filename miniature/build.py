@@ -22,7 +22,7 @@ from pathlib import Path
 
 from alarm.common.console import print_table
 from alarm.common.errors import report_user_errors
-from alarm.common.files import whole_folder, write_json
+from alarm.common.files import whole_folder, write_json, write_text
 from alarm.common.flags import half_share, parser, positive_int, seed_value
 from alarm.tasks.mt.grammar import BACKENDS
 
@@ -31,6 +31,7 @@ from .stages import MARKER, Stage, check_work_dir, flag_words, run_stages, short
 
 FLIPS = 0.1  # share of the preferences of `holistic/` that are turned round
 SHIPPED = ("start", "holistic", "rm", "calibration.json", "agreement.json", "built.json")  # the rest: by --flips
+PLACE = "DIR"  # stands for --save_dir in what is shipped: no path of a machine
 ASPECT_MODELS = {  # qa: aspect -> folder and flags of its training
     "relevance": ("rel_rm", {"num_epochs": 3, "lr": 1e-3}),
     "factuality": ("fact_rm", {"num_epochs": 5, "lr": 2e-3}),
@@ -216,7 +217,7 @@ def ship(world: World, work: Path) -> None:
             if (work / name).is_dir():
                 shutil.copytree(work / name, folder / name)
             elif (work / name).exists():
-                shutil.copy(work / name, folder / name)
+                write_text(folder / name, (work / name).read_text().replace(short(work), PLACE))
 
 
 @report_user_errors
@@ -227,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     build = Build(world, args)
     {"mt": mt_stages, "qa": qa_stages}[args.world](build)
     run_stages(build.stages, work)
-    took = [json.loads(path.read_text()) for path in sorted((work / MARKER).glob("*.json"))]
+    took = [json.loads(path.read_text().replace(short(work), PLACE)) for path in sorted((work / MARKER).glob("*.json"))]
     write_json(work / "built.json", {"world": args.world, "seed": args.seed, "scale": args.scale, "stages": took})
     print_table(time_table(work, build.stages))
     if args.ship:
