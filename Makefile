@@ -22,20 +22,21 @@ quickstart: $(VENV)/.installed
 	if [ $(TASK) = real-mt ] && command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
 	$(RUN) -m quickstart.run --task $(TASK)
 
-# hours; goes on where it was stopped
+# hours; goes on where it was stopped. A world that is built here has other files than that of miniature/results/, so its
+# records and its page have a folder of their own
+GRID = miniature/work
 paper: $(VENV)/.installed
 	$(RUN) -m miniature.build --world mt --flips 0 0.25 --save_dir miniature/work/built/mt
-	$(RUN) -m miniature.run --tasks mt --seeds 5 --tune
-	$(RUN) -m miniature.run --tasks mt --seeds 5
-	$(RUN) -m miniature.paper
+	$(RUN) -m miniature.run --tasks mt --seeds 5 --results $(GRID)/results --tune
+	$(RUN) -m miniature.run --tasks mt --seeds 5 --results $(GRID)/results
+	cp docs/miniature.md $(GRID)/miniature.md
+	$(RUN) -m miniature.paper --results $(GRID)/results --page $(GRID)/miniature.md
 
-test: $(VENV)/.installed-dev
+# test-all: whole pipelines of real data too
+test: MARKS = --durations=25 -m "not whole"
+test test-all: $(VENV)/.installed-dev
 	if command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --durations=25 -m "not whole"
-
-# whole pipelines of real data too
-test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(MARKS)
 
 test-fast: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not whole"

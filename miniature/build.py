@@ -129,25 +129,25 @@ class Build:
         for percent in (round(100 * share) for share in self.args.flips):
             self.holistic(f"holistic_{percent}", f"pairs_flipped/{percent}.jsonl", steps, **flags)
             holistic = self.at(f"holistic_{percent}")
-            self.calibrate(f"calibration_{percent}.json", 300, "group", holistic_model=holistic)
+            self.calibrate(f"calibration_{percent}.json", "group", holistic_model=holistic)
 
-    def calibrate(self, output: str, prompts: int, baseline: str, **flags) -> None:
+    def calibrate(self, output: str, baseline: str, **flags) -> None:
         self.add(
             f"scale of the holistic score: {output}", output, ["-m", "alarm.calibrate"], **self.task | flags,
             **self.lengths, policy_ckpt=self.at("start"), dtype="float32",
-            prompts=self.at(f"data/dev.{self.world.ending}"), rewards="holistic", limit=self.size(prompts),
+            prompts=self.at(f"data/dev.{self.world.ending}"), rewards="holistic", limit=self.size(300),
             samples_per_prompt=4, holistic_baseline=baseline, batch_size=256, rm_max_batch_size=64,
             save_path=self.at(output), seed=self.args.seed,
         )  # fmt: skip
 
-    def measure(self, prompts: int = 300) -> None:
+    def measure(self) -> None:
         """The scale of the holistic score, and the agreement of every reward with the truth."""
         dev = self.at(f"data/dev.{self.world.ending}")
         holistic = {"policy_ckpt": self.at("start"), "holistic_model": self.at("holistic"), "dtype": "float32"}
-        self.calibrate("calibration.json", prompts, "group", holistic_model=self.at("holistic"))
-        self.calibrate("calibration_absolute.json", prompts, "none", holistic_model=self.at("holistic"))
+        self.calibrate("calibration.json", "group", holistic_model=self.at("holistic"))
+        self.calibrate("calibration_absolute.json", "none", holistic_model=self.at("holistic"))
         if self.world.exact:
-            self.calibrate("calibration_exact.json", prompts, "group", task=self.world.exact)
+            self.calibrate("calibration_exact.json", "group", task=self.world.exact)
         aspects = {
             "qa": {"reward_model_dir": self.at("rm"), "splitter": "sentencizer"},
             "mt": {"grammar_backend": self.args.grammar_backend},

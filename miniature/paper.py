@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from alarm.common.bootstrap import interval, resample
+from alarm.common.bootstrap import interval
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import read_json, write_text
 from alarm.common.flags import parser
 from alarm.evaluation.selection import spearman
 
 from .grid import ALONE, ORDER, PAPER, QUESTIONS, alone, runs_of
-from .results import collapse
+from .results import collapse, end_of, resampled
 from .run import RESULTS
 from .settings import WORLDS, World
 from .stages import ROOT
@@ -77,8 +77,7 @@ class Records:
         """Seed -> what went wrong."""
         found = {}
         for seed, record in self.found[name].items():
-            means, last = record["means"], record["kl"][-1] if record.get("kl") else math.nan
-            kl = math.inf if last is None else last  # null in the file: not finite
+            means, kl = record["means"], end_of(record.get("kl", []))
             if what := collapse(means["empty"], means["response_length"], self.world.limit, kl):
                 found[seed] = what
         return found
@@ -106,13 +105,6 @@ def difference(records: Records, one: str, other: str) -> Estimate | None:
         return None
     gain = records.quality(one, seeds) - records.quality(other, seeds)
     return Estimate(float(gain.mean()), *interval(resampled(gain)))
-
-
-def resampled(values: np.ndarray) -> np.ndarray:
-    """Means of random draws of the seeds and of the prompts of (S, N) values. -> (D,)"""
-    seeds, prompts = values.shape
-    drawn = resample(prompts, seeds)
-    return (drawn.seeds * (drawn.prompts @ values.T / prompts)).sum(1)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +62,14 @@ def last_kl(run: Path) -> float:
     from alarm.training.run import read_log
 
     log = run / "log.jsonl"
-    kl = [row["train"]["kl"] for row in read_log(log) if "train" in row] if log.exists() else []
+    return end_of([row["train"]["kl"] for row in read_log(log) if "train" in row] if log.exists() else [])
+
+
+def end_of(kl: Sequence[float | None]) -> float:
+    """The last of a run's KLs. NaN: there is none; infinite: it is null in the file, since it was not finite."""
     if not kl:
         return math.nan
-    return math.inf if kl[-1] is None else float(kl[-1])  # null in the log
+    return math.inf if kl[-1] is None else float(kl[-1])
 
 
 def collapse(empty: float, length: float, limit: int | None, kl: float) -> str | None:
@@ -81,10 +85,16 @@ def collapse(empty: float, length: float, limit: int | None, kl: float) -> str |
     return None
 
 
+def resampled(values: np.ndarray) -> np.ndarray:
+    """Means of random draws of the seeds and of the prompts of (S, N) values. -> (D,)"""
+    seeds, prompts = values.shape
+    drawn = resample(prompts, seeds)
+    return (drawn.seeds * (drawn.prompts @ values.T / prompts)).sum(1)
+
+
 def described(values: np.ndarray) -> dict[str, float]:
     """Mean and its interval over prompts. (N,)"""
-    drawn = resample(len(values)).prompts.astype(float) / len(values)
-    low, high = interval(drawn @ values)
+    low, high = interval(resampled(values[None]))
     return {"mean": float(values.mean()), "low": low, "high": high}
 
 
