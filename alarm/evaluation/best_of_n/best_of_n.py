@@ -20,7 +20,7 @@ from ...api import HOLISTIC, LENGTH, Task
 from ...common.bootstrap import DRAWS, MIN_PROMPTS, Resamples, resample
 from ...common.console import plain_table, print_table, say_counts
 from ...common.errors import UserError, report_user_errors
-from ...common.files import check_new_file, write_json
+from ...common.files import check_new_file, read_text, write_json
 from ...common.flags import finite_float, named_numbers, open_share, parser, positive_float, seed_value
 from ...common.identity import hash_file
 from ...common.texts import question_key
@@ -93,6 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         several(aspect.flag, f"weight of the {aspect.name} reward", finite_float, aspect.weight)
     args = flags.parse_args(argv)
     if task is None:
+        read_text(args.generations)  # a file that is not there is said so
         raise UserError(f"{args.generations} has no .meta.json that names its task; give --task")
     args.task = task
     return args

@@ -267,3 +267,20 @@ def test_as_a_user_runs_it(bench):
     assert "best of 4" in done.stdout and "decoupled" in done.stdout
     done = subprocess.run([*command, "--quality", "oracle"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "--generations" in done.stderr
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "--generations",
+                str(tmp_path / "none.json"),
+                "--quality",
+                "oracle",
+                "--save_path",
+                str(tmp_path / "x.json"),
+            ]
+        )
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "does not exist" in error and error.count("\n") == 1
