@@ -1,4 +1,5 @@
-# make quickstart   environment, install, then PPO on a small world with a known truth (offline, CPU); TASK=mt|qa|real-mt|real-qa
+# make quickstart   environment, install, then PPO on a small world with a known truth (offline, CPU); TASK=mt|qa|real-mt|real-qa;
+#                   GRAMMAR=languagetool: TASK=mt with the real grammar checker
 # make test         environment, install, the test suite (make test-all: whole pipelines of real data too)
 # make languagetool the real grammar checker for translation (97 MB from Maven Central; wants Java 17 and Maven)
 # make plots        a PNG of the run in the folder RUN_DIR (several: RUN_DIR="runs/a runs/b"), from its log
@@ -17,10 +18,10 @@ LANGUAGETOOL = languagetool/LanguageTool-6.8
 
 .PHONY: quickstart paper test test-all test-fast style clean-quickstart languagetool plots
 
-# for real translation, LanguageTool is downloaded if Java and Maven are installed
-quickstart: $(VENV)/.installed
+# for real translation, LanguageTool is downloaded if Java and Maven are installed; for the small one, if GRAMMAR asks for it
+quickstart: $(VENV)/.installed $(if $(filter languagetool,$(GRAMMAR)),languagetool)
 	if [ $(TASK) = real-mt ] && command -v java >/dev/null && command -v mvn >/dev/null; then $(MAKE) languagetool; fi
-	$(RUN) -m quickstart.run --task $(TASK)
+	$(RUN) -m quickstart.run --task $(TASK) $(if $(GRAMMAR),--grammar_backend $(GRAMMAR))
 
 # hours; goes on where it was stopped. A world that is built here has other files than that of miniature/results/, so its
 # records and its page have a folder of their own

@@ -210,8 +210,6 @@ def qa_stages(build: Build) -> None:
 
 def ship(world: World, work: Path) -> None:
     """Replace the shipped world by this one."""
-    if world.shipped.exists():
-        shutil.rmtree(world.shipped)
     with whole_folder(world.shipped) as folder:
         for name in SHIPPED:
             if (work / name).is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 from alarm.common.console import Table, print_table
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import parser, positive_int, seed_value
+from alarm.tasks.mt.grammar import BACKENDS
 from miniature.settings import WORLDS
 from miniature.stages import (
     MARKER,
@@ -30,7 +31,8 @@ from miniature.stages import (
 )
 
 TASKS = (*WORLDS, "real-mt", "real-qa")
-SMALL = {"built": None, "train_prompts": 3000, "dev_prompts": 200, "test_prompts": 500}  # flags of the small worlds
+# flags of the small worlds
+SMALL = {"built": None, "grammar_backend": "rules", "train_prompts": 3000, "dev_prompts": 200, "test_prompts": 500}
 REAL = {"data_dir": None, "splitter": "en_core_web_sm"}  # flags of the others
 
 
@@ -41,6 +43,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--task", default="mt", choices=TASKS, help="mt, qa: a small world; real-mt, real-qa: a sample of real data")
     add("--work_dir", help="folder of everything that is written (default: quickstart/work/TASK)")
     add("--built", help="mt, qa: a world of miniature.build (default: the shipped one)")
+    add(
+        "--grammar_backend", choices=BACKENDS, help="mt: what finds errors of grammar (default: rules, which is faster)"
+    )
     for name, size in SMALL.items():
         if name.endswith("_prompts"):
             add(f"--{name}", type=positive_int, help=f"mt, qa: so many {name.replace('_', ' ')} (default: {size})")
@@ -52,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     read, unread = (SMALL, REAL) if args.task in WORLDS else (REAL, SMALL)
     if given := [name for name in unread if getattr(args, name) is not None]:
         raise UserError(f"--{given[0]} has no effect with --task {args.task}; drop it")
+    if args.task == "qa" and args.grammar_backend is not None:
+        raise UserError("--grammar_backend has no effect with --task qa; drop it")
     for name, default in read.items():
         if getattr(args, name) is None:
             setattr(args, name, default)

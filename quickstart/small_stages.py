@@ -67,16 +67,19 @@ def recommended(bench: Path) -> tuple[str, dict]:
 
 
 def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Stage | Together]:
-    """`args`: built, steps, seed, train_prompts, dev_prompts, test_prompts."""
+    """`args`: built, grammar_backend, steps, seed, train_prompts, dev_prompts, test_prompts."""
     built, data = built_world(world, args), work / "data"
     seed = read_json(built / "built.json")["seed"]
     flags = world.files(built, data) | dict(world.ppo) | {"calibration": work / "calibration.json", "seed": args.seed}
+    if "grammar_backend" in flags:
+        flags["grammar_backend"] = args.grammar_backend
     steps = min(world.steps, args.steps or world.steps)
     test_file, dev_file = (short(data / f"{split}.{world.ending}") for split in ("test", "dev"))
     print(f"start and reward models: {short(built)}, made by")
     print(f"    python -m miniature.build --world {world.name} --seed {seed} --save_dir DIR")
     if flags.get("grammar_backend") == "rules":
-        print("grammar errors are found by --grammar_backend rules, the offline stand-in for LanguageTool")
+        print("grammar errors are found by --grammar_backend rules, the offline stand-in for LanguageTool; the checker")
+        print("    itself agrees with the truth more often and takes longer: make quickstart GRAMMAR=languagetool")
 
     def at(name: str) -> str:
         return short(work / name)
