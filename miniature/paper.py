@@ -298,7 +298,13 @@ AGAINST = {
 }
 OWN_SCALES = "dhk"  # questions whose runs differ in the holistic score itself
 PAIRS = {  # comparisons within a question, beside those with the start
-    "a": [("hierarchical", "weighted_sum"), ("hierarchical", "holistic_only"), ("hierarchical", "aspect_only")],
+    "a": [
+        ("hierarchical", "weighted_sum"),
+        ("hierarchical", "holistic_only"),
+        ("hierarchical", "aspect_only"),
+        ("hierarchical-untuned", "weighted_sum-untuned"),
+        ("hierarchical-untuned", "aspect_only-untuned"),
+    ],
     "d": [
         (f"{one}{flips}", f"{other}{flips}")
         for flips in ("-flips0", "", "-flips25")
