@@ -27,6 +27,7 @@ from .read import (
     units,
 )
 
+TITLE = "<title>Rollouts: "  # by which a page is known
 FOLDER = Path(__file__).parent
 MOST_RUNS = 6  # as in a figure of plot_run: more cannot be told apart
 REPEATED = 0.2  # share of repeated runs of tokens from which the page calls a text repeated
@@ -37,11 +38,20 @@ DIGITS = 5  # significant, of numbers in the page; the file has all of them
 def rollouts_page(runs: Sequence[Rollouts]) -> str:
     """The page of 1 to MOST_RUNS runs."""
     names = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
-    title = f"Rollouts: {names}"
+    title = f"{TITLE.removeprefix('<title>')}{names}"
     styles = [*table_styles(), REWARD_CSS, read_asset(FOLDER / "rollouts.css")]
     scripts = [*table_scripts(), read_asset(FOLDER / "rollouts.js")]
     body = read_asset(FOLDER / "rollouts.html").replace("{title}", escape_html(title))
     return assemble(title, body, styles, scripts, page_data(runs))
+
+
+def is_rollouts_page(path: Path) -> bool:
+    """Whether a file is such a page, so that a later one may replace it."""
+    try:
+        with open(path, "rb") as file:
+            return TITLE.encode() in file.read(2000)
+    except OSError:
+        return False
 
 
 def page_data(runs: Sequence[Rollouts]) -> dict:
