@@ -50,26 +50,26 @@
 
   // --- columns of the table -------------------------------------------------------------------------------------------
   const numeric = (title, key, responsive, extra = {}) => ({
-    title, field: key, responsive, hozAlign: "right", width: 92, formatter: (cell) => number(cell.getValue()), ...extra,
+    title, field: key, responsive, hozAlign: "right", width: 78, formatter: (cell) => number(cell.getValue()), ...extra,
   });
   const TITLES = {
-    reward: "reward", holistic: "h", holistic_raw: "h raw", kl: "KL", length: "length", changed: "changed", repeated: "repeated",
+    reward: "reward", holistic: "h", holistic_raw: "h raw", kl: "KL", length: "tokens", changed: "changed", repeated: "repeated",
     same: "same elsewhere", holistic_up: "h up, aspect down", holistic_down: "aspect up, h down",
   };
   const has = (key) => columns[key].some((value) => value !== null);
   const list = [
-    { title: "step", field: "step", width: 70, responsive: 3, hozAlign: "right" },
-    { title: "run", field: "run", width: 120, responsive: 2, visible: runs.length > 1, formatter: (cell) => Object.assign(el("span"), { textContent: runs[cell.getValue()].name }) },
-    { title: "split", field: "split", width: 66, responsive: 9, visible: new Set(columns.split).size > 1 },
+    { title: "step", field: "step", width: 60, responsive: 3, hozAlign: "right" },
+    { title: "run", field: "run", width: 105, responsive: 2, visible: runs.length > 1, formatter: (cell) => Object.assign(el("span"), { textContent: runs[cell.getValue()].name }) },
+    { title: "split", field: "split", width: 58, responsive: 9, visible: new Set(columns.split).size > 1 },
     { title: "prompt", field: "prompt", minWidth: 110, widthGrow: 2, responsive: 6, formatter: (cell) => text(excerpt(cell.getValue(), 160)) },
     { title: "answer", field: "answer", minWidth: 150, widthGrow: 4, responsive: 0, formatter: (cell) => answerCell(cell.getData().id) },
     ...[["reward", 1], ["holistic", 4], ["holistic_raw", 13]].filter(([key]) => has(key)).map(([key, responsive]) => numeric(TITLES[key], key, responsive)),
-    ...Object.keys(groups.aspects).map((name, at) => numeric(name, field("aspects", name), 5 + at, { width: Math.min(150, 50 + 8 * name.length) })),
-    { title: "gate", field: "gate", width: 74, responsive: 5, visible: has("gate"), formatter: (cell) => gateText(cell.getValue()) },
-    ...["kl", "length", "changed"].filter(has).map((key, at) => numeric(TITLES[key], key, 8 + at, { width: 90 })),
+    ...Object.keys(groups.aspects).map((name, at) => numeric(name, field("aspects", name), 5 + at, { width: Math.min(130, Math.max(78, 20 + 8 * name.length)) })),
+    { title: "gate", field: "gate", width: 66, responsive: 5, visible: has("gate"), formatter: (cell) => gateText(cell.getValue()) },
+    ...["kl", "length", "changed"].filter(has).map((key, at) => numeric(TITLES[key], key, 8 + at)),
     ...["repeated", "same", "holistic_up", "holistic_down"].map((key) => numeric(TITLES[key], key, 20, { visible: false })),
-    ...Object.keys(groups.metrics).map((name) => numeric(name, field("metrics", name), 12, { width: Math.min(150, 50 + 8 * name.length) })),
-    { title: "link", field: "id", width: 58, responsive: 7, headerSort: false, formatter: (cell) => el("a", { href: linkTo(cell.getValue()), "aria-label": "Link to this row", title: "Link to this row" }, "#") },
+    ...Object.keys(groups.metrics).map((name) => numeric(name, field("metrics", name), 12, { width: Math.min(130, Math.max(78, 20 + 8 * name.length)) })),
+    { title: "link", field: "id", width: 46, responsive: 7, headerSort: false, formatter: (cell) => el("a", { href: linkTo(cell.getValue()), "aria-label": "Link to this row", title: "Link to this row" }, "#") },
   ];
   const text = (value) => el("div", { class: "clip", dir: "auto" }, value);
   const gateText = (value) => (value === true ? "open" : value === false ? "closed" : number(value));
@@ -306,7 +306,7 @@
     picture.append(cursor);
     const now = el("span", { class: "now" });
     cursors.push({ panel, cursor, now });
-    const figure = el("figure", { class: "curve", title: "Click to go to a step" }, el("figcaption", {}, el("b", {}, panel.title), now), picture,
+    const figure = el("figure", { class: "curve", title: "Click to go to a step" }, el("figcaption", {}, el("b", { title: panel.title }, panel.title), now), picture,
       el("small", {}, `${number(low)} to ${number(high)}`));
     picture.addEventListener("click", (event) => {
       const box = picture.getBoundingClientRect();
@@ -334,7 +334,9 @@
   // --- start ----------------------------------------------------------------------------------------------------------------
   const facts = runs.map((run) => `${run.name}: ${run.rows.toLocaleString("en")} answers${run.has_log ? "" : " (no log.jsonl: the curves are means of the answers)"}`);
   byId("facts").append(...facts.flatMap((fact, at) => [at ? " · " : "", runs.length > 1 ? el("i", { class: `swatch run${at}` }) : "", fact]), ` · steps ${steps[0]} to ${steps.at(-1)}`);
-  data.curves.forEach((panel, at) => byId(at < FIRST_CURVES ? "curves" : "curves-2").append(chart(panel)));
+  const flat = (panel) => new Set(panel.lines.flatMap((line) => [...line.values, ...line.dev])).size < 2;
+  const panels = [...data.curves.filter((panel) => !flat(panel)), ...data.curves.filter(flat)];
+  panels.forEach((panel, at) => byId(at < FIRST_CURVES ? "curves" : "curves-2").append(chart(panel)));
   byId("more-curves").hidden = data.curves.length <= FIRST_CURVES;
   byId("step").max = steps.length - 1;
   const options = (id, entries) => byId(id).append(...entries.map(([value, name]) => el("option", { value }, name)));
