@@ -138,7 +138,7 @@ def token_rewards(row: dict) -> tuple[list[int] | None, list | None]:
     lengths = [len(one) if one.isascii() else len(one.encode("utf-16-le", "surrogatepass")) // 2 for one in tokens]
     if not isinstance(rewards, list) or len(rewards) != len(tokens):
         return lengths, None
-    return lengths, [shown(one) for one in rewards]
+    return lengths, [0 if one == 0 else shown(one) for one in rewards]
 
 
 def strengths(rewards: list[list | None]) -> list[float]:
@@ -146,7 +146,7 @@ def strengths(rewards: list[list | None]) -> list[float]:
 
     A large reward (one in twenty is larger) is then of the strongest or the next colour.
     """
-    sizes = [abs(one) for row in rewards if row for one in row if is_finite_number(one) and one]
+    sizes = [abs(one) for row in rewards if row for one in row if one and is_finite_number(one)]
     large = float(np.quantile(sizes, 0.95)) if sizes else STEPS[-1]
     factor = 10.0 ** round(math.log10(large / STEPS[-1]))
     return [float(f"{step * factor:.{DIGITS}g}") for step in STEPS]

@@ -61,14 +61,14 @@
     { title: "step", field: "step", width: 60, responsive: 3, hozAlign: "right" },
     { title: "run", field: "run", width: 105, responsive: 2, visible: runs.length > 1, formatter: (cell) => Object.assign(el("span"), { textContent: runs[cell.getValue()].name }) },
     { title: "split", field: "split", width: 58, responsive: 9, visible: new Set(columns.split).size > 1 },
-    { title: "prompt", field: "prompt", minWidth: 110, widthGrow: 2, responsive: 6, formatter: (cell) => text(excerpt(cell.getValue(), 160)) },
-    { title: "answer", field: "answer", minWidth: 150, widthGrow: 4, responsive: 0, formatter: (cell) => answerCell(cell.getData().id) },
+    { title: "prompt", field: "prompt", minWidth: 130, widthGrow: 2, responsive: 6, formatter: (cell) => text(excerpt(cell.getValue(), 160)) },
+    { title: "answer", field: "answer", minWidth: 250, widthGrow: 4, responsive: 0, formatter: (cell) => answerCell(cell.getData().id) },
     ...[["reward", 1], ["holistic", 4], ["holistic_raw", 13]].filter(([key]) => has(key)).map(([key, responsive]) => numeric(TITLES[key], key, responsive)),
-    ...Object.keys(groups.aspects).map((name, at) => numeric(name, field("aspects", name), 5 + at, { width: Math.min(130, Math.max(78, 20 + 8 * name.length)) })),
+    ...Object.keys(groups.aspects).map((name, at) => numeric(name, field("aspects", name), 5 + at, { width: Math.min(130, Math.max(78, 24 + 9 * name.length)) })),
     { title: "gate", field: "gate", width: 66, responsive: 5, visible: has("gate"), formatter: (cell) => gateText(cell.getValue()) },
     ...["kl", "length", "changed"].filter(has).map((key, at) => numeric(TITLES[key], key, 8 + at)),
     ...["repeated", "same", "holistic_up", "holistic_down"].map((key) => numeric(TITLES[key], key, 20, { visible: false })),
-    ...Object.keys(groups.metrics).map((name) => numeric(name, field("metrics", name), 12, { width: Math.min(130, Math.max(78, 20 + 8 * name.length)) })),
+    ...Object.keys(groups.metrics).map((name) => numeric(name, field("metrics", name), 12, { width: Math.min(130, Math.max(78, 24 + 9 * name.length)) })),
     { title: "link", field: "id", width: 46, responsive: 7, headerSort: false, formatter: (cell) => el("a", { href: linkTo(cell.getValue()), "aria-label": "Link to this row", title: "Link to this row" }, "#") },
   ];
   const text = (value) => el("div", { class: "clip", dir: "auto" }, value);
@@ -102,11 +102,12 @@
         plain += token;
         continue;
       }
-      if (plain) parts.push(plain);
+      const space = token.trim() ? token.slice(0, token.length - token.trimStart().length) : "";
+      if (plain + space) parts.push(plain + space);
       plain = "";
       const kind = typeof reward === "number" ? `token ${reward > 0 ? "plus" : "minus"} ${colour(reward)}` : "token odd";
       const title = `token ${number + 1} of ${lengths.length}: ${typeof reward === "number" ? signed(reward) : reward}`;
-      parts.push(el("span", { class: kind, title }, token || "◦"));
+      parts.push(el("span", { class: kind, title }, token.slice(space.length) || "◦"));
     }
     if (plain) parts.push(plain);
     return parts;
