@@ -78,7 +78,8 @@ class Browser:
         about = message.get("params", {})
         match message.get("method"):
             case "Network.requestWillBeSent":
-                self.requests.append(about["request"]["url"])
+                if not about["request"]["url"].startswith("data:"):  # in the page itself
+                    self.requests.append(about["request"]["url"])
             case "Runtime.exceptionThrown":
                 details = about["exceptionDetails"]
                 self.problems.append(details.get("exception", {}).get("description") or details["text"])

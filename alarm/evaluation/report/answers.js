@@ -52,7 +52,7 @@
     ...criteria.map(({ name, title }, at) => pairs
       ? { title: heading(title), field: `v:${name}`, minWidth: Math.max(96, width(title)), widthGrow: 1, responsive: name === HOLISTIC || name === "judge" ? 1 : 4 + at, formatter: verdictCell(name) }
       : { title: heading(title), field: `d:${name}`, width: Math.max(96, width(title)), responsive: 2 + at, hozAlign: "right", formatter: (cell) => number(cell.getValue()) }),
-    { title: "spread", field: "spread", width: 82, responsive: 3, visible: pairs, hozAlign: "right", formatter: (cell) => number(cell.getValue()), headerTooltip: "Largest less smallest holistic reward over all runs" },
+    { title: "spread", field: "spread", width: 98, responsive: 3, visible: pairs, hozAlign: "right", formatter: (cell) => number(cell.getValue()), headerTooltip: "Largest less smallest holistic reward over all runs" },
     ...(pairs ? metrics.map((name) => ({ title: name, field: `d:${name}`, visible: false })) : []),
     { title: "random", field: "random", visible: false },
   ];
