@@ -14,7 +14,16 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
-KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Escape": 27, "End": 35, "Tab": 9}
+KEYS = {
+    "ArrowDown": 40,
+    "ArrowUp": 38,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+    "Enter": 13,
+    "Escape": 27,
+    "End": 35,
+    "Tab": 9,
+}
 
 
 class Browser:
@@ -29,7 +38,14 @@ class Browser:
             os.dup2(first, 3)
             os.dup2(second, 4)
 
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+        ]
         command += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"],

@@ -49,7 +49,11 @@ def markdown_report(title: str, description: list[str], tables: dict[str, Table]
 
 
 def html_page(
-    title: str, description: list[str], tables: dict[str, Table], pictures: dict[str, Picture], answers: Answers | None = None
+    title: str,
+    description: list[str],
+    tables: dict[str, Table],
+    pictures: dict[str, Picture],
+    answers: Answers | None = None,
 ) -> str:
     """The whole page; its pictures are data URIs."""
     sections = []

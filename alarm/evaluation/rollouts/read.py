@@ -174,7 +174,10 @@ def against_start(rows: list[dict], first: list[int | None]) -> dict[str, list[f
     alone, against the mean of the first step. None if they did not go apart, or a number is missing.
     """
     names = list(dict.fromkeys(name for row in rows for name in numbers_of(row, "aspects")))
-    columns = [[row.get("holistic") for row in rows], *([numbers_of(row, "aspects").get(n) for row in rows] for n in names)]
+    columns = [
+        [row.get("holistic") for row in rows],
+        *([numbers_of(row, "aspects").get(n) for row in rows] for n in names),
+    ]
     values = np.array([[float(v) if is_finite_number(v) else np.nan for v in column] for column in columns])  # (1+A, N)
     known = np.isfinite(values)
     count = known.sum(axis=1, keepdims=True)
