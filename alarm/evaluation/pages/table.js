@@ -106,7 +106,7 @@ const Page = (() => {
       const order = tabulator.getData("active");
       if (!order.length) return;
       const at = order.findIndex((row) => row.id === chosen);
-      const to = at < 0 ? 0 : Math.min(Math.max(at + moves[event.key], 0), order.length - 1);
+      const to = Math.min(Math.max(at + moves[event.key], 0), order.length - 1); // at is -1 before the first choice
       choose(order[to].id, true);
       onChoose(order[to], "keyboard");
     });

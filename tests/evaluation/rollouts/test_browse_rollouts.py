@@ -185,7 +185,7 @@ def test_texts_of_the_data_are_text(opened):
         opened.click(f".tabulator-row:nth-child({number}) [tabulator-field=answer]")
         assert name in opened.text("#details .prompt")
         found = opened.text("#details article.chosen .tokens")
-        assert found.replace("\ufffd", "?") == (text.replace("\ud83d", "?") if text else "(empty) ◦")
+        assert found == (text or "(empty) ◦")
     assert opened.run("window.hacked === undefined && document.images.length === 0")
 
 
