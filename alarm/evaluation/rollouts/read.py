@@ -167,17 +167,17 @@ def first_answers(rows: list[dict]) -> list[int | None]:
 
 
 def against_start(rows: list[dict], first: list[int | None]) -> dict[str, list[float | None]]:
-    """How far the holistic reward and the aspects went apart, in standard deviations of the run.
+    """How far the holistic score and the aspects went apart, in standard deviations of the run.
 
-    `holistic_up`: the largest over aspects of min(rise of h, fall of the aspect); `holistic_down`: of min(fall of h,
-    rise of the aspect). Both against the first answer to the same prompt, or, for a prompt that was answered at one step
+    `holistic_up`: the largest over aspects of min(rise of the score, fall of the aspect); `holistic_down`: of min(fall
+    of the score, rise of the aspect). The score is the raw one, because h can be relative to the answers of its own
+    step; h if there is no raw one. Both against the first answer to the same prompt, or, for a prompt that was answered at one step
     alone, against the mean of the first step. None if they did not go apart, or a number is missing.
     """
     names = list(dict.fromkeys(name for row in rows for name in numbers_of(row, "aspects")))
-    columns = [
-        [row.get("holistic") for row in rows],
-        *([numbers_of(row, "aspects").get(n) for row in rows] for n in names),
-    ]
+    raw = any(is_finite_number(row.get("holistic_raw")) for row in rows)
+    holistic = [row.get("holistic_raw" if raw else "holistic") for row in rows]
+    columns = [holistic, *([numbers_of(row, "aspects").get(name) for row in rows] for name in names)]
     values = np.array([[float(v) if is_finite_number(v) else np.nan for v in column] for column in columns])  # (1+A, N)
     known = np.isfinite(values)
     count = known.sum(axis=1, keepdims=True)

@@ -54,7 +54,7 @@
   });
   const TITLES = {
     reward: "reward", holistic: "h", holistic_raw: "h raw", kl: "KL", length: "tokens", changed: "changed", repeated: "repeated",
-    same: "same elsewhere", holistic_up: "h up, aspect down", holistic_down: "aspect up, h down",
+    same: "same elsewhere", holistic_up: "holistic up, aspect down", holistic_down: "aspect up, holistic down",
   };
   const has = (key) => columns[key].some((value) => value !== null);
   const list = [
@@ -63,7 +63,7 @@
     { title: "split", field: "split", width: 58, responsive: 9, visible: new Set(columns.split).size > 1 },
     { title: "prompt", field: "prompt", minWidth: 130, widthGrow: 2, responsive: 6, formatter: (cell) => text(excerpt(cell.getValue(), 160)) },
     { title: "answer", field: "answer", minWidth: 250, widthGrow: 4, responsive: 0, formatter: (cell) => answerCell(cell.getData().id) },
-    ...[["reward", 1], ["holistic", 4], ["holistic_raw", 13]].filter(([key]) => has(key)).map(([key, responsive]) => numeric(TITLES[key], key, responsive)),
+    ...[["reward", 1], ["holistic", 6], ["holistic_raw", 4]].filter(([key]) => has(key)).map(([key, responsive]) => numeric(TITLES[key], key, responsive)),
     ...Object.keys(groups.aspects).map((name, at) => numeric(name, field("aspects", name), 5 + at, { width: Math.min(130, Math.max(78, 24 + 9 * name.length)) })),
     { title: "gate", field: "gate", width: 66, responsive: 5, visible: has("gate"), formatter: (cell) => gateText(cell.getValue()) },
     ...["kl", "length", "changed"].filter(has).map((key, at) => numeric(TITLES[key], key, 8 + at)),
@@ -77,7 +77,7 @@
   const ORDERS = [
     ["", "as in the file"], ["length:desc", "longest"], ["length:asc", "shortest"], ["changed:desc", "most changed since the start"],
     ["repeated:desc", "most repeated text"], ["same:desc", "same answer most often"], ["reward:desc", "highest reward"], ["reward:asc", "lowest reward"],
-    ["holistic:desc", "highest h"], ["holistic:asc", "lowest h"], ["holistic_up:desc", "h up, aspect down: largest"], ["holistic_down:desc", "aspect up, h down: largest"],
+    ["holistic:desc", "highest h"], ["holistic:asc", "lowest h"], ["holistic_up:desc", "holistic up, aspect down: largest"], ["holistic_down:desc", "aspect up, holistic down: largest"],
     ["kl:desc", "largest KL"], ["step:asc", "step"],
     ...Object.keys(groups.aspects).flatMap((name) => [[`${field("aspects", name)}:desc`, `highest ${name}`], [`${field("aspects", name)}:asc`, `lowest ${name}`]]),
     ...Object.keys(groups.metrics).flatMap((name) => [[`${field("metrics", name)}:desc`, `highest ${name}`], [`${field("metrics", name)}:asc`, `lowest ${name}`]]),
@@ -355,7 +355,7 @@
     byId("filters").append(button);
   }
   byId("help-text").append(el("ul", {}, ...[
-    "h is the normalised holistic score. Aspects are as in the log's columns. “paid” is the part of the payment after combination.",
+    "h is the normalised holistic score; with a baseline it is relative to other answers of its step, and “h raw” is not. Aspects are as in the log's columns. “paid” is the part of the payment after combination.",
     "“start” is the first answer to the same prompt. A prompt that was answered at one step alone is compared with the means of the run's first step.",
     "“changed”: the share of tokens that differ from the first answer, 0 to 1. “repeated”: the share of runs of three tokens that came before in the answer.",
     ...Object.values(FILTERS).map(([name, title]) => `Filter “${name}”: ${title}.`),

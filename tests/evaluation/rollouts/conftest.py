@@ -30,7 +30,7 @@ def row(step: int, prompt: str, tokens: list[str], rewards: list | None, split: 
         "token_ids": [hash(token) % 1000 for token in tokens],
         "tokens": tokens,
         "token_rewards": rewards,
-        "holistic_raw": 1.0,
+        "holistic_raw": 1.0 + more.get("holistic", 0.0),
         "holistic": 0.0,
         "aspects": {"brevity": 0.0},
         "paid": {"holistic": 0.0, "brevity": 0.0},

@@ -79,6 +79,9 @@ def test_apart_by_hand():
     found = against_start(rows, first_answers(rows))
     assert found["holistic_down"][:2] == [None, None]
     assert found["holistic_down"][2] == pytest.approx(1 / math.sqrt(8 / 9))
+    # the raw score counts if there is one
+    rows = [one | {"holistic_raw": 1.0} for one in rows]
+    assert against_start(rows, first_answers(rows))["holistic_down"] == [None] * 3
     # a number that is missing or not finite, a run without aspects
     rows = [short(0, **values(0.0, 0.0)), short(1, **values(math.nan, 5.0)), short(2, **values(1.0, None)), short(3)]
     assert against_start(rows, first_answers(rows)) == {"holistic_up": [None] * 4, "holistic_down": [None] * 4}
