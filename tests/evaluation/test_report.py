@@ -24,6 +24,7 @@ from alarm.evaluation.compare import Comparison, JudgeRates, compare
 from alarm.evaluation.generations import Generations
 from alarm.evaluation.judge.judge import Judgement
 from alarm.evaluation.report import report
+from alarm.evaluation.report.answers import answers_data
 from alarm.evaluation.report.figures import (
     WIN_COLOURS,
     bin_edges,
@@ -33,7 +34,6 @@ from alarm.evaluation.report.figures import (
     short_names,
     win_rate_figure,
 )
-from alarm.evaluation.report.answers import answers_data
 from alarm.evaluation.report.report import Setup, print_results, print_selection, write_report, write_selection_report
 from alarm.evaluation.report.tables import escape_html, escape_markdown, to_markdown
 from alarm.evaluation.runs import read_folder

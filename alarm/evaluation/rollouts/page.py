@@ -60,7 +60,7 @@ def page_data(runs: Sequence[Rollouts]) -> dict:
     columns: dict[str, list] = {
         key: []
         for key in "run step split sample prompt answer lengths rewards first gate reward holistic_raw holistic kl "
-        "length changed repeated same holistic_up holistic_down".split()
+        "length changed repeated same holistic_up holistic_down paid_up".split()
     }
     groups = {"aspects": {}, "paid": {}, "metrics": {}}  # group -> name -> column
     for number, run in enumerate(runs):

@@ -46,7 +46,7 @@ def read_rollouts(folder: str | Path, name: str) -> Rollouts:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no {FILE}: it is no run's folder, or its training kept no answers; train again to keep them"
+            f"{folder} holds no {FILE}: it is no run's folder, or its training kept no answers; train again to have them"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a readable one") from None
@@ -139,7 +139,7 @@ def repeated_share(sequence: Sequence[Hashable]) -> float:
 
 
 def changed_share(a: Counter, b: Counter) -> float:
-    """1 - Dice's coefficient of two bags of tokens: 0 the same tokens, 1 none in common. Two empty ones are the same."""
+    """1 - Dice's coefficient of two bags of tokens: 0 the same tokens, 1 none in common. Two empty ones: 0."""
     total = a.total() + b.total()
     return 1 - 2 * (a & b).total() / total if total else 0.0
 
@@ -167,18 +167,21 @@ def first_answers(rows: list[dict]) -> list[int | None]:
 
 
 def against_start(rows: list[dict], first: list[int | None]) -> dict[str, list[float | None]]:
-    """How far the holistic score and the aspects went apart, in standard deviations of the run.
+    """How far the holistic score went apart from the aspects and from what is paid, in standard deviations of the run.
 
     `holistic_up`: the largest over aspects of min(rise of the score, fall of the aspect); `holistic_down`: of min(fall
-    of the score, rise of the aspect). The score is the raw one, because h can be relative to the answers of its own
-    step; h if there is no raw one. Both against the first answer to the same prompt, or, for a prompt that was answered at one step
-    alone, against the mean of the first step. None if they did not go apart, or a number is missing.
+    of the score, rise of the aspect); `paid_up`: min(fall of the score, rise of the reward). The score is the raw one,
+    because h can be relative to the answers of its own step; h if there is no raw one. All against the first answer to
+    the same prompt, or, for a prompt that was answered at one step alone, against the mean of the first step. None if
+    they did not go apart, or a number is missing.
     """
     names = list(dict.fromkeys(name for row in rows for name in numbers_of(row, "aspects")))
     raw = any(is_finite_number(row.get("holistic_raw")) for row in rows)
     holistic = [row.get("holistic_raw" if raw else "holistic") for row in rows]
-    columns = [holistic, *([numbers_of(row, "aspects").get(name) for row in rows] for name in names)]
-    values = np.array([[float(v) if is_finite_number(v) else np.nan for v in column] for column in columns])  # (1+A, N)
+    reward = [row.get("reward") for row in rows]
+    columns = [holistic, reward, *([numbers_of(row, "aspects").get(name) for row in rows] for name in names)]
+    # (2 + A, N)
+    values = np.array([[float(one) if is_finite_number(one) else np.nan for one in column] for column in columns])
     known = np.isfinite(values)
     count = known.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -196,12 +199,14 @@ def against_start(rows: list[dict], first: list[int | None]) -> dict[str, list[f
         own = [index for index, one in enumerate(first) if one is not None]
         start[:, own] = values[:, [first[index] for index in own]]
         moved = np.where(std > 0, (values - start) / std, np.nan)
-        apart = np.minimum(moved[:1], -moved[1:]), np.minimum(-moved[:1], moved[1:])  # (A, N) each
-    largest = [np.max(np.where(np.isfinite(one), one, 0), axis=0, initial=0) for one in apart]
-    return {
-        key: [float(value) if value > 0 else None for value in one]
-        for key, one in zip(("holistic_up", "holistic_down"), largest, strict=True)
-    }
+        score, paid, aspects = moved[:1], moved[1:2], moved[2:]
+        apart = {
+            "holistic_up": np.minimum(score, -aspects),
+            "holistic_down": np.minimum(-score, aspects),
+            "paid_up": np.minimum(-score, paid),
+        }
+    largest = {key: np.max(np.where(np.isfinite(one), one, 0), axis=0, initial=0) for key, one in apart.items()}
+    return {key: [float(value) if value > 0 else None for value in one] for key, one in largest.items()}
 
 
 def same_elsewhere(rows: list[dict]) -> list[int]:

@@ -10,7 +10,7 @@
   const FIRST_CURVES = 6;
 
   // --- rows -------------------------------------------------------------------------------------------------------
-  const SCALARS = "run step split sample gate reward holistic_raw holistic kl length changed repeated same holistic_up holistic_down".split(" ");
+  const SCALARS = "run step split sample gate reward holistic_raw holistic kl length changed repeated same holistic_up holistic_down paid_up".split(" ");
   const named = Object.entries(groups).flatMap(([group, columns]) => Object.keys(columns).map((name) => [group, name]));
   const field = (group, name) => `${group}:${name}`;
   const rows = Array.from({ length: count }, (_, id) => {
@@ -41,6 +41,7 @@
     closed: ["gate closed", "the gate is closed, or less than half open", (row) => row.gate === false || (typeof row.gate === "number" && row.gate < 0.5)],
     up: ["holistic up, an aspect down", `since the start, both by ${limits.apart} standard deviations of the run or more`, (row) => row.holistic_up >= limits.apart],
     down: ["an aspect up, holistic down", `since the start, both by ${limits.apart} standard deviations of the run or more`, (row) => row.holistic_down >= limits.apart],
+    paid: ["reward up, holistic down", `since the start, both by ${limits.apart} standard deviations of the run or more`, (row) => row.paid_up >= limits.apart],
     repeated: ["repeated text", `${limits.repeated * 100}% or more of its runs of three tokens came before in the answer`, (row) => row.repeated >= limits.repeated],
     same: ["same answer elsewhere", "another prompt of this step has the same answer", (row) => row.same > 0],
     empty: ["empty", "an answer without text", (row) => !row.answer.trim()],
@@ -54,7 +55,7 @@
   });
   const TITLES = {
     reward: "reward", holistic: "h", holistic_raw: "h raw", kl: "KL", length: "tokens", changed: "changed", repeated: "repeated",
-    same: "same elsewhere", holistic_up: "holistic up, aspect down", holistic_down: "aspect up, holistic down",
+    same: "same elsewhere", holistic_up: "holistic up, aspect down", holistic_down: "aspect up, holistic down", paid_up: "reward up, holistic down",
   };
   const has = (key) => columns[key].some((value) => value !== null);
   const list = [
@@ -67,7 +68,7 @@
     ...Object.keys(groups.aspects).map((name, at) => numeric(name, field("aspects", name), 5 + at, { width: Math.min(130, Math.max(78, 24 + 9 * name.length)) })),
     { title: "gate", field: "gate", width: 66, responsive: 5, visible: has("gate"), formatter: (cell) => gateText(cell.getValue()) },
     ...["kl", "length", "changed"].filter(has).map((key, at) => numeric(TITLES[key], key, 8 + at)),
-    ...["repeated", "same", "holistic_up", "holistic_down"].map((key) => numeric(TITLES[key], key, 20, { visible: false })),
+    ...["repeated", "same", "holistic_up", "holistic_down", "paid_up"].map((key) => numeric(TITLES[key], key, 20, { visible: false })),
     ...Object.keys(groups.metrics).map((name) => numeric(name, field("metrics", name), 12, { width: Math.min(130, Math.max(78, 24 + 9 * name.length)) })),
     { title: "link", field: "id", width: 46, responsive: 7, headerSort: false, formatter: (cell) => el("a", { href: linkTo(cell.getValue()), "aria-label": "Link to this row", title: "Link to this row" }, "#") },
   ];
@@ -78,7 +79,7 @@
     ["", "as in the file"], ["length:desc", "longest"], ["length:asc", "shortest"], ["changed:desc", "most changed since the start"],
     ["repeated:desc", "most repeated text"], ["same:desc", "same answer most often"], ["reward:desc", "highest reward"], ["reward:asc", "lowest reward"],
     ["holistic:desc", "highest h"], ["holistic:asc", "lowest h"], ["holistic_up:desc", "holistic up, aspect down: largest"], ["holistic_down:desc", "aspect up, holistic down: largest"],
-    ["kl:desc", "largest KL"], ["step:asc", "step"],
+    ["paid_up:desc", "reward up, holistic down: largest"], ["kl:desc", "largest KL"], ["step:asc", "step"],
     ...Object.keys(groups.aspects).flatMap((name) => [[`${field("aspects", name)}:desc`, `highest ${name}`], [`${field("aspects", name)}:asc`, `lowest ${name}`]]),
     ...Object.keys(groups.metrics).flatMap((name) => [[`${field("metrics", name)}:desc`, `highest ${name}`], [`${field("metrics", name)}:asc`, `lowest ${name}`]]),
   ].filter(([value]) => !value || value.includes(":", value.indexOf(":") + 1) || has(value.split(":")[0]));

@@ -108,13 +108,16 @@ def test_filter_for_a_holistic_reward_that_rises_while_an_aspect_falls(browser, 
     values = [(0, 0.0, 0.0), (1, 1.0, -1.0), (1, -1.0, 1.0), (1, 1.0, 1.0)]
     rows = [row(0, f"p{n}", ["a"], [0.0], aspects={"brevity": 0.0}, holistic=0.0) for n in range(4)]
     rows += [
-        row(s, f"p{n}", [f"b{n}"], [0.0], aspects={"brevity": a}, holistic=h) for n, (s, h, a) in enumerate(values) if s
+        row(s, f"p{n}", [f"b{n}"], [1.0], aspects={"brevity": a}, holistic=h) for n, (s, h, a) in enumerate(values) if s
     ]
     path = tmp_path / "page.html"
     assert run_script(write_run(tmp_path / "run", rows), "--save_path", path).returncode == 0
     browser.open(path)
     browser.click("#filter-up")
     assert answers(browser) == ["b1"]
+    browser.click("#clear")
+    browser.click("#filter-paid")
+    assert answers(browser) == ["b2"]
 
 
 @needs_browser
@@ -169,7 +172,8 @@ def test_tokens_are_coloured_by_reward(opened):
     opened.click("#filter-closed")
     opened.click("[tabulator-field=answer].tabulator-cell")
     tokens = opened.run(
-        "[...document.querySelectorAll('#details article.chosen .tokens .token')].map(e => [e.textContent, e.className, e.title])"
+        "[...document.querySelectorAll('#details article.chosen .tokens .token')]"
+        ".map(e => [e.textContent, e.className, e.title])"
     )
     assert [text for text, _, _ in tokens] == ["two", "three", "◦"]  # 0.05, -0.5, 2 on a token without text
     assert [kind.split()[1:] for _, kind, _ in tokens] == [["plus", "p1"], ["minus", "n3"], ["plus", "p4"]]

@@ -25,6 +25,9 @@ from alarm.evaluation.rollouts.read import (
 )
 
 
+APART = ("holistic_up", "holistic_down", "paid_up")
+
+
 def short(step, prompt="p", split="dev", sample=0, **more) -> dict:
     return {"step": step, "prompt_id": prompt, "split": split, "sample": sample, "generation": "x", **more}
 
@@ -79,12 +82,15 @@ def test_apart_by_hand():
     found = against_start(rows, first_answers(rows))
     assert found["holistic_down"][:2] == [None, None]
     assert found["holistic_down"][2] == pytest.approx(1 / math.sqrt(8 / 9))
+    # what is paid rises while the score falls: both have deviation 1
+    rows = [short(0, reward=-1.0, holistic=1.0), short(1, reward=1.0, holistic=-1.0)]
+    assert against_start(rows, first_answers(rows))["paid_up"] == [None, pytest.approx(2.0)]
     # the raw score counts if there is one
     rows = [one | {"holistic_raw": 1.0} for one in rows]
-    assert against_start(rows, first_answers(rows))["holistic_down"] == [None] * 3
+    assert against_start(rows, first_answers(rows))["paid_up"] == [None] * 2
     # a number that is missing or not finite, a run without aspects
     rows = [short(0, **values(0.0, 0.0)), short(1, **values(math.nan, 5.0)), short(2, **values(1.0, None)), short(3)]
-    assert against_start(rows, first_answers(rows)) == {"holistic_up": [None] * 4, "holistic_down": [None] * 4}
+    assert against_start(rows, first_answers(rows)) == dict.fromkeys(APART, [None] * 4)
 
 
 def test_the_same_answer_for_other_prompts():
