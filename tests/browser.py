@@ -134,12 +134,20 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """A real click in the middle of an element."""
+        element = f"document.querySelector({json.dumps(selector)})"
         box = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def fill(self, selector: str, value: str, event: str = "change") -> None:
+        """Give a field a value, as a user does."""
+        self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.value = {json.dumps(value)};"
+            f"e.dispatchEvent(new Event('{event}')); }})()"
+        )
 
     def press(self, *keys: str) -> None:
         """Keys by their names, or texts of one character."""

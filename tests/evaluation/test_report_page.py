@@ -51,22 +51,16 @@ def opened(browser, page) -> Browser:
     assert browser.problems == []
 
 
-def set_value(browser: Browser, name: str, value: str) -> None:
-    browser.run(
-        f"{{ const e = document.querySelector('{name}'); e.value = '{value}'; e.dispatchEvent(new Event('change')); }}"
-    )
-
-
 def test_all_prompts_filters_and_what_the_tables_say(opened, page):
     assert opened.text("#status") == "40 of 40 prompts"
     results = json.loads((page.parents[1] / "eval-results.json").read_text())
     for criterion in ("holistic_reward", "completeness_reward"):
         for a, b in (("alpha", "gamma"), ("gamma", "beta")):
-            set_value(opened, "#run-a", str(["alpha", "beta", "gamma"].index(a)))
-            set_value(opened, "#run-b", str(["alpha", "beta", "gamma"].index(b)))
-            set_value(opened, "#by", criterion)
+            opened.fill("#run-a", str(["alpha", "beta", "gamma"].index(a)))
+            opened.fill("#run-b", str(["alpha", "beta", "gamma"].index(b)))
+            opened.fill("#by", criterion)
             for verdict, count in (("a", "wins"), ("tie", "ties"), ("b", "losses")):
-                set_value(opened, "#result", verdict)
+                opened.fill("#result", verdict)
                 assert opened.text("#status") == f"{results[a][b][criterion][count]} of 40 prompts"
 
 

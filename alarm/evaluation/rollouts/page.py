@@ -144,11 +144,11 @@ def token_rewards(row: dict) -> tuple[list[int] | None, list | None]:
 def strengths(rewards: list[list | None]) -> list[float]:
     """The rewards at which the colours of tokens get stronger: STEPS, times the power of ten that fits the page.
 
-    A large reward (one in twenty is larger) is then of the strongest or the next colour.
+    A large reward (one in twenty is larger) is then of one of the three strongest colours.
     """
     sizes = [abs(one) for row in rewards if row for one in row if one and is_finite_number(one)]
     large = float(np.quantile(sizes, 0.95)) if sizes else STEPS[-1]
-    factor = 10.0 ** round(math.log10(large / STEPS[-1]))
+    factor = 10.0 ** math.ceil(math.log10(large / STEPS[-1]) - 1e-9)
     return [float(f"{step * factor:.{DIGITS}g}") for step in STEPS]
 
 

@@ -46,7 +46,7 @@ def read_rollouts(folder: str | Path, name: str) -> Rollouts:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no {FILE}: it is no run's folder, or its training kept no answers; train again to have them"
+            f"{folder} holds no {FILE}: it is no run's folder, or training kept no answers; train again to have them"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a readable one") from None

@@ -11,6 +11,11 @@
 
   // --- rows -------------------------------------------------------------------------------------------------------
   const SCALARS = "run step split sample gate reward holistic_raw holistic kl length changed repeated same holistic_up holistic_down paid_up".split(" ");
+  // a task's metric with the name and the values of an aspect is shown once
+  for (const [name, values] of Object.entries(groups.metrics)) {
+    const aspect = groups.aspects[name];
+    if (aspect && values.every((value, id) => value === null || value === aspect[id])) delete groups.metrics[name];
+  }
   const named = Object.entries(groups).flatMap(([group, columns]) => Object.keys(columns).map((name) => [group, name]));
   const field = (group, name) => `${group}:${name}`;
   const rows = Array.from({ length: count }, (_, id) => {
@@ -228,7 +233,7 @@
       const value = row[key];
       if (value === null || value === undefined) return;
       const before = base && typeof base[key] === "number" && typeof value === "number" && !["changed", "repeated"].includes(key) ? value - base[key] : null;
-      facts.push(el("div", {}, el("dt", {}, name), el("dd", {}, show(value), before === null ? null : el("small", {}, ` ${signed(before)}`))));
+      facts.push(el("div", {}, el("dt", {}, name), el("dd", {}, show(value), !before ? null : el("small", {}, ` ${signed(before)}`))));
     };
     add("reward", "reward");
     add("h", "holistic");
@@ -247,8 +252,14 @@
   function largest(id) {
     const rewards = columns.rewards[id], lengths = columns.lengths[id];
     const paid = rewards.map((value, at) => [value, at]).filter(([value]) => value);
-    const chosen = new Set([...paid].sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 6).map(([, at]) => at));
-    const line = el("p", { class: "note" }, paid.length ? `${paid.length} of ${rewards.length} tokens are paid` + (paid.length > 6 ? "; the largest: " : ": ") : "No token is paid.");
+    const times = new Map();
+    for (const [value] of paid) times.set(value, (times.get(value) ?? 0) + 1);
+    const usual = [...times].find(([, count]) => count > 2 && 2 * count > rewards.length)?.[0]; // said once
+    const others = paid.filter(([value]) => value !== usual);
+    const chosen = new Set([...others].sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 6).map(([, at]) => at));
+    const line = el("p", { class: "note" }, paid.length ? `${paid.length} of ${rewards.length} tokens are paid` : "No token is paid.");
+    if (usual !== undefined) line.append(`, ${times.get(usual)} of them ${signed(usual)}`);
+    if (others.length) line.append(`; ${usual === undefined ? "" : "of the others "}${others.length > 6 ? "the largest" : ""}: `.replace(" :", ":").replace("; :", ": "));
     let start = 0;
     lengths.forEach((length, at) => {
       if (chosen.has(at)) line.append(el("span", { class: "pay" }, el("q", { dir: "auto" }, columns.answer[id].slice(start, start + length) || "◦"), ` ${signed(rewards[at])}`), " ");

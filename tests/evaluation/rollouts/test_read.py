@@ -24,7 +24,6 @@ from alarm.evaluation.rollouts.read import (
     units,
 )
 
-
 APART = ("holistic_up", "holistic_down", "paid_up")
 
 
@@ -120,6 +119,7 @@ def test_numbers_as_shown():
 def test_strengths_fit_the_rewards():
     assert strengths([[1.0, 3.0], None, ["nan"]]) == [0.1, 0.3, 1, 3]
     assert strengths([[0.002, 0.0, 0.003]]) == [0.0001, 0.0003, 0.001, 0.003]
+    assert strengths([[0.5] * 9]) == [0.1, 0.3, 1, 3]
     assert strengths([]) == [0.1, 0.3, 1, 3]
 
 
