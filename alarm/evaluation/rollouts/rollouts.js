@@ -258,8 +258,9 @@
     const others = paid.filter(([value]) => value !== usual);
     const chosen = new Set([...others].sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 6).map(([, at]) => at));
     const line = el("p", { class: "note" }, paid.length ? `${paid.length} of ${rewards.length} tokens are paid` : "No token is paid.");
-    if (usual !== undefined) line.append(`, ${times.get(usual)} of them ${signed(usual)}`);
-    if (others.length) line.append(`; ${usual === undefined ? "" : "of the others "}${others.length > 6 ? "the largest" : ""}: `.replace(" :", ":").replace("; :", ": "));
+    if (usual !== undefined) line.append(others.length ? `, ${times.get(usual)} of them ${signed(usual)}` : `, each ${signed(usual)}`);
+    const which = [others.length > chosen.size ? "the largest" : "", usual === undefined ? "" : "the others"].filter(Boolean).join(" of ");
+    if (others.length) line.append(which ? `; ${which}: ` : ": ");
     let start = 0;
     lengths.forEach((length, at) => {
       if (chosen.has(at)) line.append(el("span", { class: "pay" }, el("q", { dir: "auto" }, columns.answer[id].slice(start, start + length) || "◦"), ` ${signed(rewards[at])}`), " ");
