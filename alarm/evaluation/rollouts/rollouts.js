@@ -38,7 +38,8 @@
   }
   for (const ids of places.values()) ids.sort((a, b) => rows[a].step - rows[b].step);
   const steps = [...new Set(columns.step)].sort((a, b) => a - b);
-  const rowName = (id) => [runs[rows[id].run].name, rows[id].split, promptId(id), rows[id].step, rows[id].sample].map(encodeURIComponent).join("/");
+  const rowName = (id) => [runs[rows[id].run].name, rows[id].split, promptId(id), rows[id].step, rows[id].sample]
+    .map((part) => encodeURIComponent(String(part).toWellFormed())).join("/"); // half a surrogate pair has no address
   let rowIds = null; // name -> id, made when a link asks
   const findRow = (name) => (rowIds ??= new Map(rows.map((row) => [rowName(row.id), row.id]))).get(name);
 

@@ -110,6 +110,7 @@ def test_filter_for_a_holistic_reward_that_rises_while_an_aspect_falls(browser, 
     rows += [
         row(s, f"p{n}", [f"b{n}"], [1.0], aspects={"brevity": a}, holistic=h) for n, (s, h, a) in enumerate(values) if s
     ]
+    rows[0]["prompt_id"] = rows[4 - 1]["prompt_id"] = "half \ud800"  # even a name can hold half a pair
     path = tmp_path / "page.html"
     assert run_script(write_run(tmp_path / "run", rows), "--save_path", path).returncode == 0
     browser.open(path)

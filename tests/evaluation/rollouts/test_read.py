@@ -159,6 +159,15 @@ def test_a_row_needs_a_step_and_an_answer_alone(tmp_path):
     assert data["curves"] == []
 
 
+def test_runs_of_two_tasks_have_blanks_where_the_other_has_none(runs, tmp_path):
+    (tmp_path / "rollouts.jsonl").write_text('{"step": 0, "generation": "a", "aspects": {"grammar": 2}}\n')
+    data = page_data([read_rollouts(tmp_path, "mt"), read_rollouts(runs[0], "honest")])
+    assert data["groups"]["aspects"] == {
+        "grammar": [2] + [None] * 15,
+        "brevity": [None] + [1] * 4 + [0] + [1] * 4 + [0] + [1] * 4 + [0],
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
