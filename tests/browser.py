@@ -22,6 +22,7 @@ KEYS = {
     "Enter": 13,
     "Escape": 27,
     "End": 35,
+    "Home": 36,
     "Tab": 9,
 }
 

@@ -80,6 +80,26 @@ def test_each_verdict_leads_to_both_answers(opened, page):
     opened.requests[:] = [page.as_uri()]  # it was opened with the link
 
 
+def test_other_runs_change_every_cell(opened):
+    opened.fill("#order", "id:asc")
+    cells = "[...document.querySelectorAll('.tabulator-row .tabulator-cell:nth-child(3)')].map(e => e.textContent)"
+
+    def names() -> set[str]:
+        found = set()
+        for key in ("Home", "End"):
+            opened.run("document.querySelector('#table').focus()")
+            opened.press(key)
+            row = 1 if key == "Home" else 40
+            opened.wait(f"document.querySelector('.tabulator-selected [tabulator-field=id]').textContent === '{row}'")
+            found |= set(opened.run(cells))
+        return found
+
+    assert names() <= {"alpha", "beta", "="}
+    opened.fill("#run-a", "2")
+    opened.wait(f"{cells}.includes('gamma')")
+    assert "gamma" in names() and "alpha" not in names()
+
+
 def test_search_and_texts_are_text(opened):
     opened.press("/", *"ODD </SCR")  # in a prompt alone
     opened.wait("document.querySelector('#status').textContent === '1 of 40 prompts'")

@@ -75,6 +75,8 @@ const Page = (() => {
       keybindings: false,
     });
     let chosen = null;
+    // the rows as shown; getData copies each of them, which takes 0.3 s for 20,000
+    const shown = () => tabulator.rowManager.getDisplayRows().map((row) => row.data);
     const ready = new Promise((done) => tabulator.on("tableBuilt", done));
     place.tabIndex = 0;
 
@@ -85,8 +87,7 @@ const Page = (() => {
       const row = tabulator.getRow(id);
       if (!row) return;
       row.select();
-      const shown = tabulator.rowManager.getDisplayRows().some((one) => one.data.id === id);
-      if (scroll && shown) tabulator.scrollToRow(id, "nearest", false).catch(() => {});
+      if (scroll && shown().some((one) => one.id === id)) tabulator.scrollToRow(id, "nearest", false).catch(() => {});
     }
 
     tabulator.on("rowClick", (event, row) => {
@@ -103,7 +104,7 @@ const Page = (() => {
       }
       if (!(event.key in moves)) return;
       event.preventDefault();
-      const order = tabulator.getData("active");
+      const order = shown();
       if (!order.length) return;
       const at = order.findIndex((row) => row.id === chosen);
       const to = Math.min(Math.max(at + moves[event.key], 0), order.length - 1); // at is -1 before the first choice

@@ -93,6 +93,8 @@
 
   let view = null;
   let ordered = state.order;
+  const compared = () => `${state.seed}/${state.a}/${state.b}`;
+  let drawn = "";
   function apply(message = "") {
     wanted = state.q.trim().toLowerCase();
     fill();
@@ -107,8 +109,10 @@
     if (view) {
       if (ordered !== state.order) view.tabulator.setSort(sortOf(state.order));
       ordered = state.order;
-      view.tabulator.setFilter(fits);
-      for (const row of view.tabulator.getRows("visible")) row.reformat();
+      // Tabulator keeps the cells of rows that were once seen: other runs need new ones
+      if (drawn === compared()) view.tabulator.setFilter(fits);
+      else view.tabulator.replaceData(rows).then(() => view.choose(state.row, true));
+      drawn = compared();
       view.choose(state.row, true);
     }
     draw();
@@ -195,6 +199,7 @@
   apply(message);
   table.ready.then(() => {
     view = table;
+    drawn = compared();
     view.choose(state.row, true);
     document.body.dataset.ready = "yes";
     if (state.row !== null && Page.hash().has("row")) byId("details").scrollIntoView();
