@@ -320,7 +320,7 @@
     const cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, x1: 0, x2: 0, "vector-effect": "non-scaling-stroke" });
     picture.append(cursor);
     const now = el("span", { class: "now" });
-    cursors.push({ panel, cursor, now });
+    cursors.push({ panel, cursor, now, range: high - low });
     const figure = el("figure", { class: "curve", title: "Click to go to a step" }, el("figcaption", {}, el("b", { title: panel.title }, panel.title), now), picture,
       el("small", {}, `${number(low)} to ${number(high)}`));
     picture.addEventListener("click", (event) => {
@@ -332,7 +332,7 @@
   }
 
   function moveCursor() {
-    for (const { panel, cursor, now } of cursors) {
+    for (const { panel, cursor, now, range } of cursors) {
       cursor.setAttribute("x1", x(state.step));
       cursor.setAttribute("x2", x(state.step));
       cursor.setAttribute("visibility", state.all ? "hidden" : "visible");
@@ -340,7 +340,7 @@
         let found = null;
         line.steps.forEach((step, index) => { if (step <= state.step) found = line.mean[index] ?? found; });
         if (!line.steps.length) line.dev_steps.forEach((step, index) => { if (step <= state.step) found = line.dev[index] ?? found; });
-        return found === null ? "–" : number(found);
+        return found === null ? "–" : number(Math.abs(found) < 1e-9 * range ? 0 : found); // a mean of 0 up to rounding
       };
       now.textContent = state.all ? "" : panel.lines.map(at).join(" / ");
     }
