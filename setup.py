@@ -44,6 +44,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["alarm", "alarm.*"]),
+    package_data={
+        "alarm.evaluation.pages": ["*.css", "*.js", "vendor/*"],
+        "alarm.evaluation.report": ["*.html", "*.js"],
+        "alarm.evaluation.rollouts": ["*.css", "*.html", "*.js"],
+    },
     install_requires=CORE,
     extras_require=extras | {"all": sorted({line for lines in extras.values() for line in lines})},
 )

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         write_json(output, found.published())
-        write_report(report, found, setup, compared)
+        write_report(report, found, setup, compared, judgements)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}); give a writable --output") from None
 

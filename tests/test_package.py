@@ -21,6 +21,7 @@ from alarm import HierarchicalReward
 from alarm.tasks.find import find_task
 from helpers import CHECKPOINTS, ROOT
 
+ASSETS = (".js", ".css", ".html")
 CORE = ("torch", "transformers", "numpy")
 ABSENT = ("trl", "accelerate", "peft", "spacy", "pysbd", "datasets", "matplotlib", "openai", "requests", "tests")
 MODULES = """api combiners recipe types rewards scoring hierarchical tasks.spans tasks.find tasks.qa.spec tasks.mt.spec
@@ -131,6 +132,9 @@ def test_what_the_wheel_needs_and_holds(wheel):
             assert (ROOT / "alarm" / link).is_symlink()
             assert files.read(f"alarm/{link}") == (ROOT / "trl" / "trl" / target).read_bytes()
     assert {name.split("/")[0] for name in names} == {"alarm", about.split("/")[0]}
+    # scripts, styles and what others wrote with its licence
+    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alarm").rglob("*.*") if path.suffix in ASSETS}
+    assert assets <= names and "alarm/evaluation/pages/vendor/LICENSE.tabulator" in names
     needs = [Requirement(line.split(": ", 1)[1]) for line in told.splitlines() if line.startswith("Requires-Dist: ")]
     core = {one.name: one for one in needs if "extra" not in str(one.marker)}
     assert set(core) == set(CORE) and all(one.specifier and "==" not in str(one.specifier) for one in core.values())

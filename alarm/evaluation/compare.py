@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -292,14 +293,9 @@ def compare(
     drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for i, j in combinations(range(len(runs)), 2):
         names = (runs[i].name, runs[j].name)
-        values = [comparable_metrics([s[i], s[j]]) for s in seeds]
-        verdicts = {
-            metric: np.stack([metric_verdicts(*of_seed[metric], metric in task.lower_wins) for of_seed in values])
-            for metric in runs[0].metrics
-        }
+        verdicts = pair_verdicts(seeds, i, j, task, judgements)
         judged = [one_seed[names] for one_seed in judgements or []]
-        if judged:
-            verdicts[JUDGE] = np.array([[_known(one.verdict) for one in row] for row in judged])
+        values = [comparable_metrics([s[i], s[j]]) for s in seeds]
         lengths = [np.subtract(*of_seed[LENGTH]) for of_seed in values if LENGTH in of_seed]
         pairs[names], drawn[names] = _compare_pair(verdicts, np.stack(lengths) if lengths else None, resamples)
         if judged:
@@ -322,6 +318,24 @@ def compare(
             for criterion in criteria
         }
     return Comparison(task, [run.name for run in runs], metrics, pairs, averages, len(seeds))
+
+
+def pair_verdicts(
+    seeds: Sequence[list[Generations]], i: int, j: int, task: Task, judgements: list[Judgements] | None = None
+) -> dict[str, np.ndarray]:
+    """Who wins each prompt between runs i and j, by each metric and, with `judgements`, by the judge. -> (S, N) each.
+
+    1: run i wins, 0: tie, -1: run j wins, NaN: unknown.
+    """
+    values = [comparable_metrics([s[i], s[j]]) for s in seeds]
+    verdicts = {
+        metric: np.stack([metric_verdicts(*of_seed[metric], metric in task.lower_wins) for of_seed in values])
+        for metric in seeds[0][0].metrics
+    }
+    if judgements:
+        judged = [one_seed[seeds[0][i].name, seeds[0][j].name] for one_seed in judgements]
+        verdicts[JUDGE] = np.array([[_known(one.verdict) for one in row] for row in judged])
+    return verdicts
 
 
 def _summary(values: list[np.ndarray]) -> Summary:

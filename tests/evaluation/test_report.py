@@ -22,7 +22,9 @@ from alarm.common.console import Column, Section, Table, print_table
 from alarm.common.errors import UserError
 from alarm.evaluation.compare import Comparison, JudgeRates, compare
 from alarm.evaluation.generations import Generations
+from alarm.evaluation.judge.judge import Judgement
 from alarm.evaluation.report import report
+from alarm.evaluation.report.answers import answers_data
 from alarm.evaluation.report.figures import (
     WIN_COLOURS,
     bin_edges,
@@ -32,7 +34,6 @@ from alarm.evaluation.report.figures import (
     short_names,
     win_rate_figure,
 )
-from alarm.evaluation.report.page import choose_samples
 from alarm.evaluation.report.report import Setup, print_results, print_selection, write_report, write_selection_report
 from alarm.evaluation.report.tables import escape_html, escape_markdown, to_markdown
 from alarm.evaluation.runs import read_folder
@@ -319,7 +320,7 @@ def test_bins_of_counts_are_numbers():
 class Page(HTMLParser):
     """Every tag is closed; what the page refers to, and its text."""
 
-    VOID = frozenset({"meta", "img", "br", "wbr"})
+    VOID = frozenset({"meta", "img", "br", "wbr", "input"})
 
     def __init__(self, source: str):
         super().__init__()
@@ -329,6 +330,7 @@ class Page(HTMLParser):
         self.images: list[dict] = []
         self.tags: list[tuple[str, dict]] = []
         self.text = ""
+        self.embedded = ""  # the data of the scripts
         self.feed(source)
         self.close()
         assert self.open == []
@@ -347,7 +349,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if self.open[-1:] == ["script"]:
+            self.embedded += data if self.tags[-1] == ("script", {"type": "application/json", "id": "data"}) else ""
+        elif "style" not in self.open:
             self.text += data
 
 
@@ -360,7 +364,8 @@ def check_page(folder: Path) -> Page:
         assert link.startswith("data:image/png;base64,") or (link[0] == "#" and link[1:] in page.ids)
     assert not re.search(r"url\(|@import", source[: source.index("</style>")])
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "link", "iframe", "b", "base", "object"}
+    assert not tags & {"link", "iframe", "b", "base", "object"}
+    assert all(not attributes or attributes["id"] == "data" for tag, attributes in page.tags if tag == "script")
     assert all(attributes.get("scope") in ("col", "row", "rowgroup") for tag, attributes in page.tags if tag == "th")
     assert all(picture["alt"] and int(picture["width"]) > 500 for picture in page.images)
     return page
@@ -382,8 +387,10 @@ def test_report_folder(tmp_path):
     written = json.loads((folder / "settings.json").read_text())
     assert (written["written_by"], written["seeds"]) == ("eval_compare.py", ["seed1", "seed2"])
     page = check_page(folder)
-    for words in ("alpha", "Answers of seed1", "large difference", "random", "The paper's numbers (not ours)", "7"):
+    for words in ("alpha", "Answers side by side", "The paper's numbers (not ours)", "7"):
         assert words in page.text
+    data = json.loads(page.embedded)
+    assert (data["seeds"], len(data["prompts"]), data["runs"]) == (["seed1", "seed2"], 40, ["alpha", "beta", "gamma"])
     assert len(page.images) == 2
     for name in ("win_rates.png", "distributions.png"):
         pixels = image((folder / name).read_bytes())
@@ -410,9 +417,9 @@ def test_odd_names_and_texts_are_text(tmp_path):
     page = check_page(tmp_path / "r")
     for name in ODD:
         assert name in page.text
-    assert "<script>alert(1)</script> ? \ufffd &amp;" in page.text
-    assert '<img src="http://e.example/x.png">long' in page.text
-    assert "more characters" in page.text and "(empty)" in page.text
+    data = json.loads(page.embedded)  # whole, and as it was
+    assert data["prompts"] == runs[0].queries
+    assert data["answers"] == [[run.generations for run in runs]]
     markdown = (tmp_path / "r" / "report.md").read_text()
     assert "<b>" not in markdown and r"\$a_1\$ &lt;b&gt;x&lt;/b&gt;\|y" in markdown
 
@@ -423,22 +430,31 @@ def test_one_run(tmp_path):
     assert not (tmp_path / "r" / "win_rates.png").exists()
     page = check_page(tmp_path / "r")
     assert "nothing to compare it with" in page.text
-    assert page.text.count("answer ") == 3
+    assert json.loads(page.embedded)["answers"] == [[runs[0].generations]]
 
 
-def test_samples_are_half_the_largest_differences():
-    runs = make_runs(["a", "b"], prompts=100)
-    runs[0].metrics["holistic_reward"][:] = 0
-    runs[1].metrics["holistic_reward"][:] = np.arange(100)
-    chosen = choose_samples(runs, seed=1, count=6)
-    assert [row for row, why in chosen if why == "large difference"] == [99, 98, 97]
-    rest = [row for row, why in chosen if why == "random"]
-    assert len(set(rest)) == 3 and max(rest) < 97
-    assert chosen == choose_samples(runs, seed=1, count=6) != choose_samples(runs, seed=2, count=6)
-    # without any difference all are drawn
-    runs[1].metrics["holistic_reward"][:] = 0
-    assert [why for _, why in choose_samples(runs, seed=1, count=6)] == ["random"] * 6
-    assert len(choose_samples(make_runs(["a", "b"], prompts=3), seed=1)) == 3
+def test_answers_by_hand():
+    runs = make_runs(["a", "b", "c"], prompts=2)
+    for run, reward, length in zip(
+        runs, ([1.0, 0.5], [-1.0, 0.5], [0.123456, 0.5]), ([3, 4], [5, 4], [3, 9]), strict=True
+    ):
+        run.metrics["holistic_reward"], run.metrics["response_length"] = np.array(reward), np.array(length, dtype=float)
+    judged = {
+        ("a", "b"): [Judgement(1, 1), Judgement(1, -1)],
+        ("a", "c"): [Judgement(None, 1), Judgement(None, None, identical=True)],
+        ("b", "c"): [Judgement(-1, -1), Judgement(-1, -1)],
+    }
+    data = answers_data({"": runs}, QA, [judged], draw_seed=1)
+    assert data["verdicts"]["0/1"]["holistic_reward"] == [[1, 0]]
+    assert data["verdicts"]["1/2"]["response_length"] == [[1, -1]]
+    assert [data["verdicts"][pair]["judge"] for pair in ("0/1", "0/2", "1/2")] == [[[1, 0]], [[None, 0]], [[-1, -1]]]
+    assert data["spread"] == [[2.0, 0.0]]
+    assert data["metrics"]["holistic_reward"] == [[[1.0, 0.5], [-1.0, 0.5], [0.12346, 0.5]]]
+    assert data["criteria"][-1] == {"name": "judge", "title": "judge"}
+    several = make_runs(["a"], prompts=30)
+    orders = [answers_data({"": several}, QA, None, draw_seed=seed)["random"] for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == list(range(30))
 
 
 def test_what_is_not_a_report_is_left_alone(tmp_path):

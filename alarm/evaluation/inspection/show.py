@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ..pages.colours import BLUE, ORANGE, REWARD_CSS, STEPS
 from .inspect import Difference, Inspection, Report, summary, visible
 
 if TYPE_CHECKING:
@@ -16,17 +17,12 @@ if TYPE_CHECKING:
 
 # --- on the screen ---------------------------------------------------------------------------------------------------
 
-STEPS = (0.1, 0.3, 1.0, 3.0)  # a reward of less is of the palest colour, of 3 and more of the strongest
 PROMPT_SHOWN = 240  # characters
 RETOKENISED_NOTE = (
     "Tokens: the recorded text tokenised again, with EOS after it. The file does not hold the sampled tokens, which "
     "may have split the text in another way."
 )
 ONE_BATCH_NOTE = "The responses are placed as one padded batch by the code that PPO places them with."
-
-# blue and orange are told apart by all common kinds of colour vision; palest to strongest
-ORANGE = ("#fdebd6", "#fbd3a5", "#f5ae66", "#e5832a", "#a94f00")
-BLUE = ("#e2eefa", "#bdd8f3", "#86b7e6", "#4b8ed1", "#1c559e")
 
 
 def strength(value: float) -> int:
@@ -124,22 +120,11 @@ def token_text(tokens: list[str], values: list[float], usual: float | None) -> T
 
 # --- as a page -------------------------------------------------------------------------------------------------------
 
-DARK_ORANGE = ("#3a2a17", "#5c3d17", "#8a5413", "#cf7a1e", "#ffb25e")
-DARK_BLUE = ("#1b2a3d", "#1f3d61", "#275a94", "#4a8cd8", "#8cc2ff")
-
-
-def _colours(orange: tuple[str, ...], blue: tuple[str, ...]) -> str:
-    return " ".join(
-        f"--{sign}{k}: {c};" for sign, cs in (("p", orange), ("n", blue)) for k, c in enumerate(cs, start=1)
-    )
-
-
 _CSS = f"""
 :root {{ color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --soft: #5c5c5c; --line: #d4d4d0; --panel: #f6f6f4;
-  --bad: #a3123a; --on: #111; --on4: #111; --on5: #fff; {_colours(ORANGE, BLUE)} }}
+  --bad: #a3123a }}
 @media (prefers-color-scheme: dark) {{ :root {{ --paper: #16181b; --ink: #e9e7e3; --soft: #a9a6a0; --line: #3a3d42;
-  --panel: #1f2226; --bad: #ff7b9c; --on: #f4f2ee; --on4: #0c0c0c; --on5: #0c0c0c;
-  {_colours(DARK_ORANGE, DARK_BLUE)} }} }}
+  --panel: #1f2226; --bad: #ff7b9c }} }}
 * {{ box-sizing: border-box }}
 body {{ margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }}
@@ -160,9 +145,7 @@ dd {{ margin: 0; min-width: 0 }}
 .v::after {{ content: attr(data-v); position: absolute; top: calc(100% + 4px); left: 0; right: 0; color: var(--ink);
   font-size: .7rem; line-height: 1; font-variant-numeric: tabular-nums }}
 .n {{ border-bottom-style: dotted }}
-{" ".join(f".{sign}{k} {{ background: var(--{sign}{k}) }}" for sign in "pn" for k in range(1, 6))}
-.p4, .n4 {{ color: var(--on4) }}
-.p5, .n5 {{ color: var(--on5) }}
+{REWARD_CSS}
 .sum {{ margin: .3rem 0 }}
 code {{ font: inherit; white-space: nowrap }}
 .tokens span:not(:first-child) {{ box-shadow: -1px 0 var(--line) }}

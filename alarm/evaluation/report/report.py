@@ -15,9 +15,10 @@ from ...api import Task
 from ...common.console import Column, Section, Table, fits, print_table
 from ...common.errors import UserError
 from ...common.files import whole_folder
-from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, criterion_title
+from ..compare import AVERAGE, HOLISTIC, JUDGE, SELF, Comparison, Judgements, criterion_title
 from ..generations import Generations
-from .page import Picture, choose_samples, html_page, markdown_report, samples_section
+from .answers import answers_section
+from .page import Answers, Picture, html_page, markdown_report
 from .tables import Footnotes
 
 if TYPE_CHECKING:
@@ -402,16 +403,22 @@ def check_report_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds {foreign!a} beside a report, which would be lost; move it away")
 
 
-def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str, list[Generations]]) -> None:
+def write_report(
+    folder: Path,
+    found: Comparison,
+    setup: Setup,
+    seeds: dict[str, list[Generations]],
+    judgements: list[Judgements] | None = None,
+) -> None:
     """Write the report of a comparison: index.html, report.md, its PNGs and settings.json, whole or not at all.
 
-    seeds: the compared runs of each seed, under "" if there are no seed folders. Raises UserError as
-    `check_report_folder` does, and if the folder cannot be written.
+    seeds: the compared runs of each seed, under "" if there are no seed folders. judgements: as `compare` took them.
+    Raises UserError as `check_report_folder` does, and if the folder cannot be written.
     """
     from .figures import distribution_figure, win_rate_figure
 
     check_report_folder(folder)
-    first_seed, runs = next(iter(seeds.items()))
+    runs = next(iter(seeds.values()))
     pooled = {
         metric: {
             run.name: np.concatenate([seed[index].metrics[metric] for seed in seeds.values()])
@@ -444,7 +451,7 @@ def write_report(folder: Path, found: Comparison, setup: Setup, seeds: dict[str,
         comparison_tables(found, setup),
         pictures,
         {"task_type": found.task.name, **asdict(setup)},
-        samples=samples_section(runs, choose_samples(runs, setup.draw_seed), first_seed),
+        answers=answers_section(seeds, found.task, judgements, setup.draw_seed),
     )
 
 
@@ -484,12 +491,12 @@ def _write(
     tables: dict[str, Table],
     pictures: dict[str, Picture],
     settings: dict,
-    samples: str = "",
+    answers: Answers | None = None,
     more: dict[str, str] | None = None,
 ) -> None:
     """tables and pictures under the same keys: a picture stands above its table."""
     texts = {
-        "index.html": html_page(title, description, tables, pictures, samples),
+        "index.html": html_page(title, description, tables, pictures, answers),
         "report.md": markdown_report(title, description, tables, pictures),
         "settings.json": json.dumps({"written_by": written_by, **settings}, indent=2) + "\n",
         **(more or {}),

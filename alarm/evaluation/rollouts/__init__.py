@@ -1,0 +1,1 @@
+"""The answers of a run through training, as a page to browse."""
