@@ -204,8 +204,8 @@ def qa_stages(build: Build) -> None:
             train_feedback_file=at("train_feedback.json"), dev_feedback_file=at("dev_feedback.json"),
             save_dir=at(f"rm/{folder}"), splitter="sentencizer", max_length=256, batch_size=16, seed=seed, **flags,
         )  # fmt: skip
-    build.reader("pre/train.json", "pre/dev.json", 1000, batch_size=32, lr=4e-3)
-    build.judges(2, 500, batch_size=32, lr=1e-3, max_length=256)
+    build.reader("pre/train.json", "pre/dev.json", 4000, batch_size=32, lr=4e-3)
+    build.judges(6, 1200, batch_size=32, lr=1e-3, max_length=256)
 
 
 def ship(world: World, work: Path) -> None:
