@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..api import HOLISTIC, LENGTH, Metric
+from ..api import HOLISTIC, LENGTH, RAW_HOLISTIC, Metric
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_folder
 from ..common.flags import parser, positive_int
@@ -28,6 +28,7 @@ COLUMNS = 4
 PANELS = {
     "reward": ("reward paid for a response", None),
     HOLISTIC: ("holistic reward (z-normalised)", None),
+    RAW_HOLISTIC: ("holistic score (raw, without baseline)", None),
     "gate_rate": ("share above the gate", (0, 1)),
     "aspect_share": ("aspects' share of the reward", (0, 1)),
     "kl": ("KL from the reference", None),
