@@ -86,8 +86,8 @@ def evaluate(
 def parts_of(measured: Measured, k: int) -> dict:
     """All that a reward of answer k is made of, before anything is shaped or weighed, for its record.
 
-    `holistic_baseline`, if one was measured; for each aspect the `values` that are shaped one by one, their `total`, and
-    the `best` value of a unit. The raw holistic score is in every record.
+    `holistic_baseline`, if one was measured; for each aspect the `values` that are shaped one by one, their `total`,
+    and the `best` value of a unit. The raw holistic score is in every record.
     """
     found: dict = {}
     if measured.baseline is not None:

@@ -157,8 +157,8 @@ class Training:
         )
         rollouts.make_room("dev", state.step)
         if due:
-            found = sorted(gather_object(shown), key=lambda numbered: numbered[0])
-            rollouts.add("dev", state.step, [row for _, row in found])
+            shown = sorted(gather_object(shown), key=lambda numbered: numbered[0])
+            rollouts.add("dev", state.step, [row for _, row in shown])
         found = means(records)
         if self.ppo.accelerator.is_main_process:
             self.run.log({"step": state.step, "dev": found})

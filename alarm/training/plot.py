@@ -227,8 +227,11 @@ def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # an offset would stand in the title's place
+    low, high = axes.dataLim.intervaly
     if ends:
         axes.set_ylim(ends[0] - 0.03, ends[1] + 0.03)
+    elif high - low <= 1e-9 * max(1, abs(low), abs(high)):  # rounding, drawn as large as a curve
+        axes.set_ylim(low - 0.5, high + 0.5)
 
 
 # --- the script ------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Plan:
 
 
 def whole_groups(most: int, samples: int, there: int) -> int:
-    """How many of `there` answers, which stand in groups of `samples`, are kept: at most `most`, whole groups if any."""
+    """How many of `there` answers in groups of `samples` are kept: at most `most`, in whole groups if one fits."""
     return min(there, most // samples * samples or most)
 
 
@@ -207,8 +207,8 @@ class Rollouts:
         self.run.keep(ROLLOUTS, lambda row: row["split"] != split or plan.keeps(row["step"], step))
         each = plan.interval * plan.stride(step)
         tqdm.write(
-            f"{ROLLOUTS} has reached --max_rollouts {plan.bound} for {split}: rows of one in {each} steps are kept now, "
-            "earlier steps included"
+            f"{ROLLOUTS} has reached --max_rollouts {plan.bound} for {split}: from now on it has rows of "
+            f"one in {each} steps, earlier steps included"
         )
 
     def say(self) -> None:
