@@ -36,9 +36,13 @@ if TYPE_CHECKING:
 PAY = ("last", "tokens")
 # metrics of every task
 HOLISTIC, LENGTH = "holistic_reward", "response_length"
+# parts of a payment beside the aspects: names that no aspect may have
+HOLISTIC_PART, RESPONSE_PART = "holistic", "response"
+# the score of the holistic model itself: no baseline subtracted, not normalised
+RAW_HOLISTIC = "raw_holistic"
 # other keys of generations files and logs, which no metric may have
 RESERVED = ("query", "generation", "index", "total_reward", "reward", "gate_rate", "empty_rate", "aspect_paid")
-RESERVED += ("sample", "raw_holistic", "holistic_baseline", "aspects")
+RESERVED += ("sample", RAW_HOLISTIC, "holistic_baseline", "aspects")
 RESERVED += (
     "holistic_paid",
     "response_paid",
@@ -244,6 +248,9 @@ class Task:
             twice = [name for name, count in Counter(found).items() if count > 1]
             if twice:
                 raise UserError(f"task {self.name}: two {what} are named {twice[0]}; give each a name of its own")
+        for aspect in self.aspects:
+            if aspect.name in (HOLISTIC_PART, RESPONSE_PART):
+                raise UserError(f"task {self.name}: an aspect cannot be named {aspect.name}, which logs use; rename it")
         for metric in self.metrics:
             if {metric.name, metric.key} & set(RESERVED):
                 raise UserError(f"task {self.name}: a metric cannot be named {metric.name}, which logs use; rename it")

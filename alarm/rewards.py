@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .api import HOLISTIC_PART, RESPONSE_PART
 from .combiners import group_moments
 from .recipe import RewardRecipe
 from .types import Measured, Payment, Scores, Shares, TokenScore
@@ -200,7 +201,10 @@ def pay(
     last = paid_holistic if response is None else paid_holistic + response
     rewards = [row + _on_last_token(len(row), value) for row, value in zip(paid_aspects, last.tolist(), strict=True)]
     totals = scores.aspects[counted]
-    return Payment(rewards, paid_aspects, paid_holistic, response, gate, h, share, holistic_share, totals)
+    paid = _share_of(weights * scores.aspects[mine], share)
+    parts = {HOLISTIC_PART: paid_holistic} | dict(zip(aspects, paid.T, strict=True))
+    parts |= {} if response is None else {RESPONSE_PART: response}
+    return Payment(rewards, paid_aspects, paid_holistic, response, gate, h, share, holistic_share, totals, parts)
 
 
 def decide(scores: Scores, recipe: RewardRecipe) -> Shares:

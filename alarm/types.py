@@ -115,3 +115,4 @@ class Payment:
     share: torch.Tensor  # (B, K) float64: of each aspect's rewards, that is paid
     holistic_share: torch.Tensor  # (B,) float64: of the holistic reward that is paid
     totals: torch.Tensor  # (N, K) float64, `Scores.aspects` of the N counted responses of all processes
+    parts: dict[str, torch.Tensor]  # name -> (B,) float64, paid over the response; all of them add up to its reward

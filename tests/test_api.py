@@ -148,3 +148,9 @@ def test_the_package_loads_nothing_heavy():
     code = "import sys; from alarm import Aspect, Metric, Task, HierarchicalReward; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy', 'spacy')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["holistic", "response"])
+def test_an_aspect_cannot_have_the_name_of_another_part_of_a_payment(name):
+    with pytest.raises(UserError, match=name):
+        Task("t", prompt=lambda row: row["text"], aspects=[Aspect(name, lambda p, a, r: [0.0] * len(a))])

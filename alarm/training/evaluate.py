@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 from trl.generation import GREEDY, SAMPLING
 
+from ..api import RAW_HOLISTIC
 from ..common.console import say_counts, show
 from ..common.files import write_json, write_rows
 from ..rewards import RewardRecipe, combine, without_group
 from ..scoring import Scorer, measure, metrics_of
-from ..types import Measured, Rollout
+from ..types import Measured, Payment, Rollout
 from .generate import Generate, generator
 from .log import means
 from .processes import failing_together
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from trl.models import PreTrainedModelWrapper
 
-NOT_PUBLISHED = ("index", "total_reward")
+NOT_PUBLISHED = ("index", "total_reward", RAW_HOLISTIC)
 NO_METRICS = ("sample", "holistic_baseline", "aspects")
 
 
@@ -47,6 +48,7 @@ def evaluate(
     title: str,
     sampling_seed: int | None = None,
     samples: int = 1,
+    each: Callable[[list[int], Rollout, Measured, Payment], None] | None = None,
 ) -> list[dict]:
     """Answer and score every prompt once. Returns one record a prompt, sorted by query, on every process.
 
@@ -55,7 +57,7 @@ def evaluate(
     (`recipe.alone`), and a group's mean too (`without_group`).
 
     samples: answers to each prompt. Several: records of one prompt stand together, each has a `sample` number and the
-    parts of its reward (`parts_of`).
+    parts of its reward (`parts_of`). each: is called for each batch of this process, with the numbers of its prompts.
     """
     records, alone = [], recipe.alone
     prompts = [prompt for prompt in prompts for _ in range(samples)]
@@ -69,11 +71,14 @@ def evaluate(
                 record = {"index": i // samples} | ({"sample": i % samples} if samples > 1 else {})
                 record |= {"query": prompts[i].query, "generation": rollout.responses[k]}
                 record |= {name: values[k] for name, values in metrics.items()}
+                record[RAW_HOLISTIC] = measured.holistic[k].item()
                 if samples > 1:
                     record |= parts_of(measured, k)
                 else:
                     record["total_reward"] = payment.rewards[k].sum().item()
                 records.append(record)
+            if each is not None:
+                each(batch, rollout, measured, payment)
     records = gather_object(records)
     return sorted(records, key=lambda record: (record["query"], record["index"], record.get("sample", 0)))
 
@@ -81,10 +86,10 @@ def evaluate(
 def parts_of(measured: Measured, k: int) -> dict:
     """All that a reward of answer k is made of, before anything is shaped or weighed, for its record.
 
-    `raw_holistic`; `holistic_baseline`, if one was measured; for each aspect the `values` that are shaped one by one,
-    their `total`, and the `best` value of a unit.
+    `holistic_baseline`, if one was measured; for each aspect the `values` that are shaped one by one, their `total`,
+    and the `best` value of a unit. The raw holistic score is in every record.
     """
-    found: dict = {"raw_holistic": measured.holistic[k].item()}
+    found: dict = {}
     if measured.baseline is not None:
         found["holistic_baseline"] = measured.baseline[k].item()
     found["aspects"] = {

@@ -29,7 +29,7 @@ from ..common.flags import (
 )
 from ..recipe import BASELINES, PLACEMENTS, SHAPINGS, RewardRecipe
 from .baselines import check_baseline_flags
-from .run import check_trained_base
+from .run import ROLLOUTS, check_trained_base
 
 # defaults of the flags for which a task can have its own (Task.defaults). The constants of PPO are TRL's, which the
 # paper kept; gradient clipping is new
@@ -208,6 +208,27 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add("max_grad_norm", "2-norm to which gradients are clipped (0: no clipping)", nonnegative_float)
     add("eval_interval", "PPO steps between evaluations on the dev file (0: none)", int)
     add("eval_batch_size", "prompts per generation batch on the dev file", positive_int)
+    add(
+        "rollout_interval",
+        f"PPO steps between those whose answers go to {ROLLOUTS}, the first step and the last among them; answers to "
+        "dev prompts go there at each evaluation (0: no such file)",
+        int,
+        default=1,
+    )
+    add(
+        "rollouts_per_step",
+        f"answers of a step in {ROLLOUTS}, in whole groups of --samples_per_prompt if one fits; as many of the first "
+        "dev prompts",
+        positive_int,
+        default=8,
+    )
+    add(
+        "max_rollouts",
+        f"rows of {ROLLOUTS}: so many of training and so many of the dev file; when they are reached, those of every "
+        "second step are removed, and from then on half as many are added",
+        positive_int,
+        default=4000,
+    )
     add("rm_max_batch_size", "texts per forward pass of a reward model", positive_int)
     add("max_steps", "stop after this many PPO steps, instead of the full duration", positive_int)
 
@@ -362,9 +383,14 @@ def check_ppo_flags(args: argparse.Namespace, task: Task) -> None:
             f"--batch_size {args.batch_size} is not a multiple of --samples_per_prompt {args.samples_per_prompt}; "
             "change one of the two"
         )
-    for name in ("eval_interval", "checkpoint_interval"):
+    for name in ("eval_interval", "checkpoint_interval", "rollout_interval"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is negative; give 0 or a number of steps")
+    if args.max_rollouts < args.rollouts_per_step:
+        raise UserError(
+            f"--max_rollouts {args.max_rollouts} is less than --rollouts_per_step {args.rollouts_per_step}; change one "
+            "of the two"
+        )
     for name in ("test_do_sample", "test_on_train", "overwrite"):
         if getattr(args, name) and not args.test:
             raise UserError(f"--{name} goes with --test; add --test or drop it")

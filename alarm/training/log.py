@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
 
-from ..api import HOLISTIC, LENGTH
+from ..api import HOLISTIC, LENGTH, RAW_HOLISTIC
 from ..diagnostics import Seen, aspect_share, pearson
 from ..scoring import metrics_of
 from ..types import Measured, Payment, Rollout
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from ..recipe import RewardRecipe
 
 # columns of the samples that are no metrics of an aspect
-NOT_METRICS = (LENGTH, "reward", "gate_rate", "empty_rate", "aspect_paid", "holistic_paid", "response_paid")
+NOT_METRICS = (
+    LENGTH,
+    RAW_HOLISTIC,
+    "reward",
+    "gate_rate",
+    "empty_rate",
+    "aspect_paid",
+    "holistic_paid",
+    "response_paid",
+)
 
 
 def means(records: list[dict]) -> dict[str, float | None]:
@@ -37,6 +46,9 @@ def gather_samples(
 ) -> dict[str, list[float | None]]:
     """Name -> a value for each response of the union batch. Metrics of one step, what was paid, and the gate."""
     values = metrics_of(measured, payment)
+    # of an answer without text it is not paid, and says nothing
+    raw = measured.holistic.tolist()
+    values[RAW_HOLISTIC] = [None if short else score for short, score in zip(rollout.too_short, raw, strict=True)]
     values["reward"] = [rewards.sum().item() for rewards in payment.rewards]
     values["gate_rate"] = payment.gate.tolist()
     values["empty_rate"] = rollout.too_short.float().tolist()

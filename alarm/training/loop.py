@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +23,14 @@ from ..common.files import write_json
 from ..diagnostics import Diagnostics, Scale
 from ..rewards import RewardRecipe, combine
 from ..scoring import Scorer, measure
-from ..types import Payment, Rollout
+from ..types import Measured, Payment, Rollout
 from .evaluate import evaluate
 from .generate import Generate, generator
 from .log import gather_samples, means, seen, training_row
 from .processes import failing_together, gather_rows, on_main
 from .rollout import Prompt, resample_empty, sample_rollout
-from .run import Run
+from .rollouts import Plan, Rollouts, rows_of, whole_groups
+from .run import ROLLOUTS, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,6 +84,9 @@ class Training:
         on_main(ppo.accelerator, lambda: run.start(first_step))
         ppo.start_tracker(first_step)
 
+        self.rollouts = Rollouts(run, ppo, self.tokenizer, self.plans())
+        self.rollouts.say()
+
         state, main = self.state, ppo.accelerator.is_main_process
         self.diagnostics = Diagnostics(self.scales, args.max_generated_len, self.recipe.reward_type, state.drift)
         self.batches = batches_from(ppo, state.step)
@@ -110,6 +114,19 @@ class Training:
         size, first = self.args.samples_per_prompt, self.ppo.accelerator.process_index * responses
         return None if size == 1 else (first + torch.arange(responses)) // size
 
+    def plans(self) -> dict[str, Plan]:
+        """Of which steps answers are kept, for training and the dev file."""
+        args, last = self.args, self.total_steps
+        most = args.rollouts_per_step if args.rollout_interval else 0
+        there = args.batch_size * self.ppo.accelerator.num_processes
+        train = whole_groups(most, args.samples_per_prompt, there)
+        dev = whole_groups(most if args.eval_interval else 0, 1, len(self.dev_prompts))
+        bound = args.max_rollouts
+        return {
+            "train": Plan(1, max(args.rollout_interval, 1), last, train, bound),
+            "dev": Plan(0, max(args.eval_interval, 1), last, dev, bound),
+        }
+
     def is_due(self, interval: int) -> bool:
         return bool(interval) and (self.state.step % interval == 0 or self.state.step == self.total_steps)
 
@@ -118,7 +135,15 @@ class Training:
 
     def evaluate_dev(self) -> None:
         """Answer and score the dev file; keep the policy if it is the best so far."""
-        state = self.state
+        state, shown, rollouts = self.state, [], self.rollouts
+        due = rollouts.are_due("dev", state.step)
+
+        def keep(batch: list[int], rollout: Rollout, measured: Measured, payment: Payment) -> None:
+            places = [k for k, number in enumerate(batch) if number < rollouts.count("dev")]
+            prompts = [self.dev_prompts[number] for number in batch]
+            rows = rows_of(prompts, rollout, measured, payment, self.recipe.alone, self.tokenizer, places)
+            shown.extend((batch[k], row) for k, row in zip(places, rows, strict=True))
+
         records = evaluate(
             self.dev_prompts,
             self.greedy,
@@ -128,7 +153,12 @@ class Training:
             self.ppo.accelerator,
             self.args.eval_batch_size,
             title=f"dev, step {state.step}",
+            each=keep if due else None,
         )
+        rollouts.make_room("dev", state.step)
+        if due:
+            shown = sorted(gather_object(shown), key=lambda numbered: numbered[0])
+            rollouts.add("dev", state.step, [row for _, row in shown])
         found = means(records)
         if self.ppo.accelerator.is_main_process:
             self.run.log({"step": state.step, "dev": found})
@@ -171,6 +201,7 @@ class Training:
         watched, warnings = self.diagnostics.update(seen(samples, payment, recipe, stats))
         state.drift = self.diagnostics.state
         row |= watched
+        self.keep_rollouts(prompts, rollout, measured, payment, recipe, stats.get("objective/kl_dist"))
         if accelerator.is_main_process:
             self.run.log({"step": state.step, "train": row} | ({"warnings": warnings} if warnings else {}))
             for warning in warnings.values():
@@ -180,6 +211,24 @@ class Training:
         progress.update()
         if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             stop_on_nonfinite(self.run, rollout, payment, accelerator)
+
+    def keep_rollouts(
+        self,
+        prompts: list[Prompt],
+        rollout: Rollout,
+        measured: Measured,
+        payment: Payment,
+        recipe: RewardRecipe,
+        kl: Sequence[float] | None,
+    ) -> None:
+        """Keep the first answers of the step that just ended, of the union batch of all processes, if they are due."""
+        rollouts, step = self.rollouts, self.state.step
+        rollouts.make_room("train", step)
+        if rollouts.are_due("train", step):
+            first = self.ppo.accelerator.process_index * len(prompts)
+            places = range(min(max(rollouts.count("train") - first, 0), len(prompts)))
+            rows = rows_of(prompts, rollout, measured, payment, recipe, self.tokenizer, places, kl)
+            rollouts.add("train", step, gather_object(rows))
 
 
 def load_checkpoint(ppo: PPOTrainer, run: Run) -> dict | None:
@@ -301,6 +350,8 @@ def run_training(
         if steps_logged := [row["train"] for row in rows if "train" in row]:
             columns["train, last step"] = {name: value for name, value in steps_logged[-1].items() if "/" not in name}
         show(f"{args.run_name}: {args.reward_type}, {state.step} steps", columns)
+        if (kept := run.dir / ROLLOUTS).exists():
+            print(f"{kept}: {kept.stat().st_size / 1e6:.1f} MB")
         print(f"wrote {run.dir} in {time.perf_counter() - started:.0f} s")
         skipped = sum(row["skipped"] for row in steps_logged)
         say_counts({"steps skipped for a reward or loss that was not finite": skipped})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..api import HOLISTIC, LENGTH, Metric
+from ..api import HOLISTIC, LENGTH, RAW_HOLISTIC, Metric
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_folder
 from ..common.flags import parser, positive_int
@@ -28,6 +28,7 @@ COLUMNS = 4
 PANELS = {
     "reward": ("reward paid for a response", None),
     HOLISTIC: ("holistic reward (z-normalised)", None),
+    RAW_HOLISTIC: ("holistic score (raw, without baseline)", None),
     "gate_rate": ("share above the gate", (0, 1)),
     "aspect_share": ("aspects' share of the reward", (0, 1)),
     "kl": ("KL from the reference", None),
@@ -226,8 +227,11 @@ def finish(axes: Axes, title: str, ends: tuple[float, float] | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # an offset would stand in the title's place
+    low, high = axes.dataLim.intervaly
     if ends:
         axes.set_ylim(ends[0] - 0.03, ends[1] + 0.03)
+    elif high - low <= 1e-9 * max(1, abs(low), abs(high)):  # rounding, drawn as large as a curve
+        axes.set_ylim(low - 0.5, high + 0.5)
 
 
 # --- the script ------------------------------------------------------------------------------------------------------

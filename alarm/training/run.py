@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from .provenance import versions
 
 if TYPE_CHECKING:
     from trl import PPOTrainer
+
+
+ROLLOUTS = "rollouts.jsonl"
 
 
 def finite(value):
@@ -47,25 +51,41 @@ def read_run_json(folder: Path) -> dict:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The rows of a log.jsonl: an integer `step`, and objects under `train`, `dev` or `warnings`.
+    """The rows of a log.jsonl: an integer `step`, and objects under `train`, `dev` or `warnings`. See `read_steps`."""
+    return [row for _, row in read_steps(path)]
+
+
+def read_steps(path: Path) -> Iterator[tuple[str, dict]]:
+    """The lines of a log.jsonl or a rollouts.jsonl, without their ends, and their rows.
 
     A last line that is still being written, or that a kill cut short, is left out. UserError names any other line that
     is no such row. Raises OSError if the file cannot be read.
     """
-    rows = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line.decode("utf-8"))
-            parts = [row[part] for part in ("train", "dev", "warnings") if part in row]
-            if not isinstance(row["step"], int) or not all(isinstance(part, dict) for part in parts):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not a row of a training log; fix or remove that line") from None
-        rows.append(row)
-    return rows
+    what, is_row = STEP_FILES[path.name]
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.removesuffix(b"\n").decode("utf-8")
+                row = json.loads(text)
+                if not isinstance(row["step"], int) or not is_row(row):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError):
+                if not line.endswith(b"\n"):
+                    return
+                raise UserError(f"{path}, line {number} is not a row of {what}; fix or remove that line") from None
+            yield text, row
+
+
+def _is_log_row(row: dict) -> bool:
+    return all(isinstance(row[part], dict) for part in ("train", "dev", "warnings") if part in row)
+
+
+def _is_rollout(row: dict) -> bool:
+    return row["split"] in ("train", "dev")
+
+
+# files with rows of steps, which a resume cuts back -> what they are, and what each row must hold beside its step
+STEP_FILES = {"log.jsonl": ("a training log", _is_log_row), ROLLOUTS: ("kept rollouts", _is_rollout)}
 
 
 def check_trained_base(policy: Path, anyway: bool = False) -> None:
@@ -105,6 +125,7 @@ class Run:
 
     save_dir/run.json            the arguments; under `inputs` the hashes of the files that the numbers depend on
     save_dir/log.jsonl           a line a step
+    save_dir/rollouts.jsonl      answers of some steps, one a line (`rollouts`)
     save_dir/checkpoints/N/      all that is needed to go on after step N
     save_dir/best/, policy/      the policy with the best dev reward so far; the policy at the end
     """
@@ -144,8 +165,9 @@ class Run:
         if not resume:
             raise UserError(f"{self.dir} already holds a run; continue it with --resume, or give a new --save_dir")
         before = read_run_json(self.dir)
-        if (self.dir / "log.jsonl").exists():
-            read_log(self.dir / "log.jsonl")
+        for name in STEP_FILES if is_main_process() else ():
+            if (self.dir / name).exists():
+                deque(read_steps(self.dir / name), maxlen=0)
         if "inputs" in before:
             self.inputs |= before["inputs"]
         elif is_main_process():
@@ -216,7 +238,7 @@ class Run:
         return checkpoint.rename(target)
 
     def start(self, first_step: int) -> None:
-        """Write the arguments and hashes; forget log lines from `first_step` on, which will be computed again.
+        """Write the arguments and hashes; forget what is logged from `first_step` on, which will be computed again.
 
         Models are compared once more: a hub name can have been fetched anew while it was loaded. Raises UserError.
         """
@@ -231,10 +253,8 @@ class Run:
             shutil.rmtree(leftover, ignore_errors=True)
         for name in ("best", "policy"):
             self._finish_replacing(name)
-        log = self.dir / "log.jsonl"
-        if log.exists():
-            rows = [row for row in read_log(log) if row["step"] < first_step]
-            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+        for name in STEP_FILES:
+            self.keep(name, lambda row: row["step"] < first_step)
 
     def _finish_replacing(self, name: str) -> None:
         """Clean up after a kill while a policy was replaced: the old one comes back if the new one is not there."""
@@ -244,9 +264,19 @@ class Run:
         for leftover in [*self.dir.glob(f".{name}.*.old"), *self.dir.glob(f".{name}.*.tmp")]:
             shutil.rmtree(leftover, ignore_errors=True)
 
+    def keep(self, name: str, wanted: Callable[[dict], bool]) -> None:
+        """Leave the rows that are wanted in one of STEP_FILES, if it exists."""
+        path = self.dir / name
+        if path.exists():
+            write_text(path, "".join(line + "\n" for line, row in read_steps(path) if wanted(row)))
+
+    def add(self, name: str, rows: Sequence[dict]) -> None:
+        """Put rows at the end of one of STEP_FILES."""
+        with open(self.dir / name, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(finite(row)) + "\n" for row in rows))
+
     def log(self, row: dict) -> None:
-        with open(self.dir / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(row)) + "\n")
+        self.add("log.jsonl", [row])
 
     def read_log(self) -> list[dict]:
         return read_log(self.dir / "log.jsonl")

@@ -88,7 +88,9 @@ def test_trains_tests_and_leaves_a_readable_run(world, train_ppo, tmp_path, capf
         (3, True),
     ]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
-    assert {path.name for path in run.iterdir()} == {"run.json", "log.jsonl", "checkpoints", "best", "policy"}
+    assert {path.name for path in run.iterdir()} == {
+        "run.json", "log.jsonl", "rollouts.jsonl", "checkpoints", "best", "policy",
+    }  # fmt: skip
     # three steps of training moved the adapters: B starts at zero
     assert any(tensor.abs().max() > 0 for name, tensor in policy_weights(run / "policy").items() if "lora_B" in name)
     assert "total_reward" in capfd.readouterr().out

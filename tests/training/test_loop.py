@@ -47,6 +47,7 @@ class Trainer:
     def __init__(self, prompts: list, updates: list[int] | None = None):
         self.accelerator, self.dataloader = Accelerator(), Batches(prompts)
         self.events: list[str] = []
+        self.tables: list[tuple] = []  # for the tracker
         self.paid: list[list[float]] = []
         self.updates = iter(updates or [1] * 99)
         self.loaded = None
@@ -59,6 +60,9 @@ class Trainer:
 
     def log_stats(self, stats: dict) -> None:
         pass
+
+    def log_table(self, name: str, columns: list[str], rows: list[list]) -> None:
+        self.tables.append((name, columns, rows))
 
     def start_tracker(self, first_step: int) -> None:
         self.events.append(f"tracker from {first_step}")
@@ -86,7 +90,8 @@ def training(tmp_path, tokenizer, holistic, steps=3, updates=None, answer=ANSWER
     ppo = Trainer(prompts, updates)
     scorer = Scorer(FunctionHolistic(task), {a.name: a.load(None) for a in aspects}, task, tokenizer)
     args = {"eval_interval": 0, "eval_batch_size": 4, "checkpoint_interval": 2, "keep_checkpoints": 2}
-    args = Namespace(**args | {"samples_per_prompt": 1, "max_generated_len": 16} | flags)
+    args |= {"rollout_interval": 0, "rollouts_per_step": 8, "max_rollouts": 99}
+    args = Namespace(**args | {"samples_per_prompt": 1, "max_generated_len": 16, "batch_size": 2} | flags)
     recipe = RewardRecipe("weighted_sum", 0.0, 1.0, {aspect.name: 1.0 for aspect in aspects})
     given = lambda queries: [torch.tensor(answer) for _ in queries]  # noqa: E731
     run = Run(tmp_path / "run", {"resume_anyway": False})

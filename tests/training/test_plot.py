@@ -107,6 +107,17 @@ def test_every_metric_of_the_log_has_a_panel_with_its_numbers(tmp_path):
     assert figure.get_suptitle() == "mine"
 
 
+def test_the_raw_score_has_a_panel_and_rounding_is_no_curve(tmp_path):
+    """Less the mean of its group, a holistic reward is 0 but for rounding."""
+    rows = [row(step, holistic_reward=(-1) ** step * 1e-17, raw_holistic=step / 4) for step in range(1, 9)]
+    found = panels(plot([read_run(write_log(tmp_path / "run", rows), "mine")], 1, METRICS))
+    assert lines_of(found["raw_holistic"])[0][1] == [step / 4 for step in range(1, 9)]
+    low, high = found["holistic_reward"].get_ylim()
+    assert low < -0.4 and high > 0.4
+    low, high = found["reward"].get_ylim()
+    assert high < 5  # steps / 2, up to 4
+
+
 def test_runs_differ_by_more_than_colour(tmp_path):
     assert len({str(line) for _, line, _ in STYLES}) == len({marker for _, _, marker in STYLES}) == len(STYLES)
     runs = [read_run(a_run(tmp_path / name, steps), name) for name, steps in (("a", 20), ("b", 10))]

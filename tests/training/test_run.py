@@ -11,7 +11,7 @@ import pytest
 from alarm.common.errors import UserError
 from alarm.training.flags import resolve_policy
 from alarm.training.plot import read_run
-from alarm.training.run import Run, check_trained_base, read_log
+from alarm.training.run import Run, check_trained_base, read_log, read_steps
 
 ROW = {"step": 1, "train": {"reward": 0.5}}
 
@@ -221,6 +221,25 @@ def test_half_a_last_line_is_dropped(world, half):
     assert read_log(log) == [ROW] and list(read_run(run.dir, "x").train) == [1]
     check(make_run(world)).start(2)
     assert log.read_text() == json.dumps(ROW) + "\n"
+
+
+def test_rollouts_are_cut_back_as_the_log_is(world):
+    run = started(world)
+    rows = [{"step": step, "split": split} for step in range(4) for split in ("dev", "train")]
+    run.add("rollouts.jsonl", rows)
+    with open(run.dir / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 4, "spl')
+    check(make_run(world)).start(2)
+    assert [row for _, row in read_steps(run.dir / "rollouts.jsonl")] == rows[:4]
+    assert not (run.dir / "log.jsonl").exists()  # which no step wrote
+
+
+@pytest.mark.parametrize("line", ['{"step": 1}', '{"step": 1, "split": "test"}', "[]", '{"split": "dev"}'])
+def test_a_line_that_is_no_rollout_is_named_by_its_number(world, line):
+    run = started(world)
+    (run.dir / "rollouts.jsonl").write_text(f'{{"step": 1, "split": "dev"}}\n{line}\n')
+    with pytest.raises(UserError, match=r"rollouts\.jsonl, line 2"):
+        check(make_run(world))
 
 
 def test_a_last_line_that_lacks_its_end_alone_is_kept(world):

@@ -526,6 +526,36 @@ def test_the_parts_of_a_step_give_its_statistics(fixture, kind, request):
 # --- tracking --------------------------------------------------------------------------------------------------------
 
 
+COLUMNS, ROWS = ["step", "text", "score"], [[1, "a | <b>\n*c*", 0.5], [1, "d", None]]
+
+
+def test_wandb_gets_any_table(tiny_t5, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    options = {"mode": "offline", "dir": str(tmp_path)}
+    trainer = make_trainer(tiny_t5, log_with="wandb", tracker_kwargs={"wandb": options})
+    trainer.log_table("rollouts/train", COLUMNS, ROWS)
+    trainer.accelerator.end_training()
+    (path,) = tmp_path.rglob("*.table.json")
+    assert json.loads(path.read_text()) | {"columns": COLUMNS, "data": ROWS} == json.loads(path.read_text())
+
+
+def test_tensorboard_gets_a_table_as_text(tiny_t5, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tiny_t5, log_with="tensorboard", project_kwargs={"logging_dir": str(tmp_path)}, run_name="r")
+    trainer.log_table("rollouts/train", COLUMNS, ROWS)
+    trainer.accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "r"))
+    events.Reload()
+    (event,) = events.Tensors("rollouts/train/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[2:] == ["| 1 | a \\| &lt;b&gt;<br>\\*c\\* | 0.5 |", "| 1 | d |  |"]
+
+
+def test_no_tracker_gets_no_table(tiny_t5):
+    make_trainer(tiny_t5, log_with=None).log_table("rollouts/train", COLUMNS, ROWS)
+
+
 def test_wandb_gets_a_table(tiny_t5, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = {"mode": "offline", "dir": str(tmp_path), "name": "mine"}

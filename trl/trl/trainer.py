@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import importlib.util
 import inspect
 import json
@@ -1037,6 +1038,33 @@ class PPOTrainer:
             table = self._table(batch, sums, columns_to_log)
         self.accelerator.log(scalars | table, step=self.steps_done)
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Send a table to the tracker; call it on every process. Only the rows of the main process are logged.
+
+        columns: C names. rows: lists of C texts, numbers and None. TensorBoard gets it as Markdown, under Text. wandb
+        and trackio get a table of theirs. It stands at the step of `log_stats`.
+        """
+        if self.config.log_with is None:
+            return
+        self.start_tracker()
+        if not self.accelerator.is_main_process:
+            return
+        tracker = self.accelerator.get_tracker(self.config.log_with)
+        if tracker.name == "tensorboard":
+            tracker.writer.add_text(name, _as_markdown(columns, rows), self.steps_done)
+        else:
+            tracker.log({name: self._tracker_table(columns, rows)}, step=self.steps_done)
+
+    def _tracker_table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+        """A table as wandb or trackio has it."""
+        if self.config.log_with == "wandb":
+            import wandb
+
+            return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        import trackio
+
+        return trackio.Table(columns=list(columns), data=[list(row) for row in rows])
+
     def _table(self, batch: dict[str, Sequence], rewards: list[float], columns: Sequence[str]) -> dict[str, Any]:
         """{"game_log": wandb's table}, with the samples of all processes; empty if `batch` has none of the columns."""
         missing = [name for name in columns if name not in batch]
@@ -1048,9 +1076,7 @@ class PPOTrainer:
         rows = gather_object(list(zip(*(batch[name] for name in columns), rewards, strict=True)))
         if not self.accelerator.is_main_process:
             return {}
-        import wandb
-
-        return {"game_log": wandb.Table(columns=[*columns, "reward"], data=[list(row) for row in rows])}
+        return {"game_log": self._tracker_table([*columns, "reward"], rows)}
 
     def _mean_std(self, values: Sequence[float]) -> tuple[float, float]:
         x = torch.tensor([float(v) for v in values], device=self.device)
@@ -1298,6 +1324,24 @@ def _missing(folder: Path, name: str) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; what a cell holds is shown as it is."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        # a TensorBoard page shows HTML, and Markdown ends a cell at | and a row at a line's end
+        text = html.escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=False)
+        for sign in "\\`*_[]|":
+            text = text.replace(sign, "\\" + sign)
+        return "<br>".join(text.splitlines())
+
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
 
 
 def _is_number(value: Any) -> bool:
