@@ -212,7 +212,7 @@ class Meter:
             first=self.rate(self._for_a if ordered else none, decided if ordered else none),
             ties=self.rate(votes - decided, votes),
             changed=self.rate(none, none),
-            failures=self.rate(none, votes),
+            failures=self.rate(none, none),
         )
 
 
