@@ -96,7 +96,7 @@ def _metrics(path: Path, rows: list[dict]) -> list[str]:
         for name, value in row.items():
             if name in NO_METRICS or value is None:
                 continue
-            number = is_finite_number(value)
+            number = isinstance(value, float) or is_finite_number(value)  # also NaN, as some writers put it
             if found.setdefault(name, number) != number:
                 raise UserError(f"{path}: '{name}' is a number in some rows and none in others; fix or remove it")
     return [name for name, number in found.items() if number]
