@@ -53,7 +53,7 @@ def test_rules_models_metrics_and_ensembles_on_real_preferences(tmp_path):
     assert done.returncode == 0, done.stderr
     found = rows(board)
     assert list(found) == [
-        "people", "holistic_reward", "letters", "words", "overlap", "random_rm", "majority:words,overlap,letters",
+        "people", "words", "overlap", "letters", "random_rm", "holistic_reward", "majority:words,overlap,letters",
         "rank:words,overlap",
     ]  # fmt: skip
     one = found["words"]
@@ -77,7 +77,7 @@ def test_rules_models_metrics_and_ensembles_on_real_preferences(tmp_path):
     assert "--replace" in again.stderr
     assert board.read_text() == before
     assert run(board, *FEEDBACK, "--judges", "copied", "overlap", "--limit", "12", "--replace").returncode == 0
-    assert list(rows(board))[-2:] == ["overlap", "copied"]
+    assert list(rows(board))[-2:] == ["copied", "overlap"]
     assert len(board.read_text().splitlines()) == len(before.splitlines()) + 1
     # other questions are other data
     assert run(board, *FEEDBACK, "--judges", "overlap", "--limit", "11").returncode == 0
@@ -191,7 +191,7 @@ GOOD = [("one two", "one"), ("a", "a b")]
         (None, ["--ensemble", "rank:words"], "rank:words"),
         (None, ["--ensemble", "mean:words,overlap"], "mean:words"),
         (None, ["--ensemble", "majority:words,copied"], "copied"),
-        (None, ["--judges", "llm", "words", "--ensemble", "rank:llm,words", "--base_url", "http://127.0.0.1:9/v1"], "rank"),
+        (None, ["--judges", "llm", "words", "--ensemble", "rank:llm,words"], "rank"),
         (None, ["--base_url", "http://127.0.0.1:9/v1"], "--judges llm"),
         (None, ["--price_per_million", "1", "2"], "--judges llm"),
         (None, ["--feedback", "x.json"], "--questions"),
