@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
             "write them again with train_ppo.py --test"
         )
     meta = read_sidecar(args.generations)
-    check_wanted(wanted, task, args)
     if wanted.needs_tokens and args.policy_ckpt is None:
         raise UserError(f"{wanted.needs_tokens[0]} counts tokens; give --policy_ckpt, for its tokenizer")
+    check_wanted(wanted, task, args)
     judge, comparisons = judge_of(args, rows, output)
     queries = [row["query"] for row in rows]
     prompts, examples = matched_rows(task, queries, args.examples)
@@ -101,13 +101,16 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. score
     tokenizer = None
-    if wanted.needs_tokens or (wanted.aspects and args.policy_ckpt is not None):
+    if wanted.needs_tokens:
         from ..training.flags import resolve_policy
         from ..training.policy import load_tokenizer
 
         tokenizer = load_tokenizer(resolve_policy(args.policy_ckpt), args)
         recorded = [row.get(LENGTH) if is_finite_number(row.get(LENGTH)) else None for row in rows]
         answers = with_ids(answers, tokenizer, recorded)
+        print(
+            f"{', '.join(wanted.needs_tokens)}: of the tokens that {args.policy_ckpt} gives the texts, not the sampled"
+        )
     if wanted.holistic:
         print(f"holistic_reward: (raw - ultra_mean {args.ultra_mean:.6g}) / ultra_std {args.ultra_std:.6g}")
     found = score_answers(wanted, task, args, answers, tokenizer)
