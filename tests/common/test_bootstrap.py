@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from alarm.common.bootstrap import (
     Resamples,
+    controlled,
     interval,
     intervals,
-    controlled,
     length_controlled,
     resample,
     resampled_means,

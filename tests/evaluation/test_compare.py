@@ -400,7 +400,11 @@ def test_control_gives_a_rate_at_equal_features_and_changes_nothing_else():
     random = np.random.default_rng(5)
     counts = random.integers(1, 9, size=(2, 60))
     runs = [
-        texts_run(name, [" ".join(map(str, range(n))) for n in counts[k]], list(counts[k] + 3 * random.normal(size=60)))
+        texts_run(
+            name,
+            [" ".join([name, *map(str, range(n))]) for n in counts[k]],
+            list(counts[k] + 3 * random.normal(size=60)),
+        )
         for k, name in enumerate("ab")
     ]
     plain, with_words = comparison(runs), comparison(runs, control=("words",))

@@ -55,7 +55,7 @@ def test_seeds_parquet_and_csv_agree(tmp_path):
     ]  # fmt: skip
     scores = pd.read_parquet(tmp_path / "out" / "t.v1.parquet")
     text = pd.read_csv(tmp_path / "out" / "t.v1.csv")
-    pd.testing.assert_frame_equal(text, scores.astype({name: "str" for name in ("seed", "run", "metric")}))
+    pd.testing.assert_frame_equal(text, scores.astype(dict.fromkeys(("seed", "run", "metric"), "str")))
     assert len(scores) == 2 * 3 * 40 * 5
     means = scores[scores["seed"] == "seed1"].pivot_table(index="run", columns="metric", values="value", observed=True)
     rows = json.loads((GENS / "beta.json").read_text())
