@@ -179,13 +179,20 @@ def judge_by_llm(
 ) -> Judged:
     """Each of R judges (one a repeat) compares every pair in both orders.
 
-    prices: dollars for a million tokens, of prompts and of replies.
+    prices: dollars for a million tokens, of prompts and of replies. Raises UserError before the first request if all
+    repeats together would make more calls than max_calls allows.
     """
     comparisons = [Comparison(pair.prompt, pair.a, pair.b) for pair in pairs]
     values, first, placed = [], np.zeros(len(pairs)), np.zeros(len(pairs))
-    seconds, calls = 0.0, 0
+    seconds = 0.0
+    calls = sum(judge.estimate(comparisons).calls for judge in judges)
+    limit = judges[0].settings.max_calls
+    if limit is not None and calls > limit:
+        raise UserError(
+            f"the judge would make {calls} calls in {len(judges)} repeats, and --max_calls is {limit}; raise it, or "
+            "judge fewer questions by --limit"
+        )
     for judge in judges:
-        calls += judge.estimate(comparisons).calls
         started = time.perf_counter()
         found = judge.judge(comparisons)
         seconds += time.perf_counter() - started
@@ -193,7 +200,8 @@ def judge_by_llm(
         for i, one in enumerate(found):
             first[i] += (one.a_first == 1) + (one.b_first == -1)
             placed[i] += sum(answer is not None for answer in (one.a_first, one.b_first))
-    tokens = [sum(getattr(j.usage, kind) for j in judges) for kind in ("prompt_tokens", "completion_tokens")]
+    usage = judges[0].usage  # all share it
+    tokens = [usage.prompt_tokens, usage.completion_tokens]
     dollars = None if prices is None else sum(p * t for p, t in zip(prices, tokens, strict=True)) / 1e6
     cost = Cost(seconds, calls // 2, dollars if calls else None, *tokens)
     about = {"kind": LLM} | {key: judges[0].summary()[key] for key in ("model", "endpoint", "template_sha256")}

@@ -108,6 +108,21 @@ def test_control_adds_a_column(gens):
     assert "generation" in lacking.stderr
 
 
+def test_compares_columns_that_were_added(gens):
+    for number, path in enumerate(sorted(gens.glob("*.json"))):
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([row | {"gold": number + 0.1 * (i % 3)} for i, row in enumerate(rows)]))
+    done = run_script("--generations_dir", gens, "--task_type", "qa", "--also", "gold", "factuality_rate")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    assert results["gamma"]["beta"]["gold"]["wins"] == 40
+    assert results["alpha"]["gold-Mean"] == pytest.approx(0.1 * (0 * 14 + 1 * 13 + 2 * 13) / 40)
+    for name in ("nothing", "query", "judge"):
+        done = run_script("--generations_dir", gens, "--task_type", "qa", "--also", name)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert name in done.stderr
+
+
 def test_imports_no_torch(gens):
     arguments = ["--generations_dir", str(gens), "--task_type", "qa"]
     code = (

@@ -137,6 +137,17 @@ def test_repeats_of_a_judge_that_changes_its_mind(tmp_path):
     assert judged["cost"]["dollars_per_1000"] is None
 
 
+def test_the_cap_of_calls_holds_for_all_repeats(tmp_path):
+    path = preferences(tmp_path, [(f"one {i}", f"two {i}") for i in range(5)])
+    with stub.JudgeStub(respond=stub.biased_verdict) as server:
+        flags = ("--preferences", path, "--judges", "llm", "--base_url", server.url, "--repeats", "2")
+        done = run(tmp_path / "b.jsonl", *flags, "--max_calls", "19")
+        assert (done.returncode, server.log) == (2, [])
+        assert "20 calls" in done.stderr
+        assert run(tmp_path / "b.jsonl", *flags, "--max_calls", "20").returncode == 0
+        assert len(server.log) == 20
+
+
 @pytest.mark.parametrize("reply", ["Output (c)", None])
 def test_a_judge_that_never_answers(tmp_path, reply):
     path = preferences(tmp_path, [("one", "two")])

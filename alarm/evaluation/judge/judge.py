@@ -113,8 +113,10 @@ class Judge:
         self._failed: set[str] = set()  # request keys; asked again by a later run, not by this one
 
     def again(self, cache: Path) -> Judge:
-        """The same judge with another cache, for a repeat. Calls are counted apart, also those of max_calls."""
-        return Judge(replace(self.settings, cache=cache), self._api_key)
+        """The same judge with another cache, for a repeat. Both count into one `usage`, which max_calls limits."""
+        other = Judge(replace(self.settings, cache=cache), self._api_key)
+        other.usage = self.usage
+        return other
 
     def estimate(self, comparisons: Sequence[Comparison]) -> Estimate:
         """What judge() would send. Needs no network. Raises UserError for a cache that is something else."""
