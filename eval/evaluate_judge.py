@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         keep(judging.ensemble(name, kind, [done[member] for member in members], texts))
 
     # 3. show
-    print_table(judging.board_table(read_board(args.leaderboard)), screen())
+    for table in judging.board_tables(read_board(args.leaderboard)):
+        print_table(table, screen())
     print(f"wrote {args.leaderboard}")
     say_counts(counts)
 

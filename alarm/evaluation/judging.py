@@ -279,34 +279,36 @@ RATES = {
 }
 
 
-def board_table(rows: Sequence[dict]) -> Table:
-    """The leaderboard: the judges of each data set, people first, then those that agree most."""
-    sections = {}
+NOTE = (
+    "in %, 95% intervals over questions below. Agrees: with votes of people for one side, a tie counts half "
+    f"({PEOPLE}: a vote with the majority of the others on the pair). Majority: the same over pairs with several votes. "
+    "Over length: agreement less that of `the longer wins`, in points. Longer, first: of its decisions, for the answer "
+    f"with more words, for the one shown first (50: no bias; {PEOPLE}: the first of the file). Changed: other verdicts "
+    "of two repeats. Failed: no verdict. Cost of 1000 comparisons without what a cache knew."
+)
+
+
+def board_tables(rows: Sequence[dict]) -> list[Table]:
+    """The leaderboard, a table for each data set: people first, then the judges that agree most."""
+    data_sets: dict[str, list[dict]] = {}
     for row in rows:
-        key = f"{row['data']['name']} ({row['data']['sha256'][:8]})"
-        sections.setdefault(key, []).append(row)
-    shown = []
-    for data, of_data in sections.items():
-        one = of_data[0]
-        heading = f"{data}: {one['questions']} questions, {one['pairs']} pairs, {one['votes']} votes"
-        ranked = sorted(of_data, key=lambda row: (row["judge"] != PEOPLE, -(row["rates"]["people"]["value"] or 0)))
-        shown.append(Section(tuple(_cells(row) for row in ranked), heading))
+        data_sets.setdefault(row["data"]["sha256"], []).append(row)
     columns = (
         Column("judge", text=True),
         *(Column(heading.replace(" ", "\n"), name=True) for heading in RATES.values()),
         Column("$ per\n1000", name=True),
         Column("s per\n1000", name=True),
     )
-    return Table(
-        "Judges",
-        "in %, 95% intervals over questions below. Agrees: with votes of people for one side, a tie counts half "
-        f"({PEOPLE}: a vote with the majority of the others on the pair). Majority: the same over pairs with several "
-        "votes. Over length: agreement less that of `the longer wins`, in points. Longer, first: of its decisions, for "
-        "the answer with more words, for the one shown first (50: no bias). Changed: other verdicts of two repeats. "
-        "Failed: no verdict. Cost of 1000 comparisons without what a cache knew.",
-        columns,
-        tuple(shown),
-    )
+    tables = []
+    for of_data in data_sets.values():
+        one = of_data[0]
+        title = (
+            f"Judges on {one['data']['name']} ({one['data']['sha256'][:8]}): {one['questions']} questions, "
+            f"{one['pairs']} pairs, {one['votes']} votes"
+        )
+        ranked = sorted(of_data, key=lambda row: (row["judge"] != PEOPLE, -(row["rates"]["people"]["value"] or 0)))
+        tables.append(Table(title, "" if tables else NOTE, columns, (Section(tuple(map(_cells, ranked))),)))
+    return tables
 
 
 def _cells(row: dict) -> tuple[str, ...]:
