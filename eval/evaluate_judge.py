@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     from alarm.evaluation import judging
     from alarm.evaluation.agreement import Meter, read_feedback, read_preferences
     from alarm.evaluation.judge.judge import judge_from_flags
-    from alarm.evaluation.leaderboard import add_row, check_board, read_board
+    from alarm.evaluation.leaderboard import add_row, check_board, key_of, read_board
     from alarm.evaluation.scores import check_wanted, configured
 
     # 1. what can be wrong without loading a model
@@ -101,11 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         row = judging.board_row(judged.name, found, judged.about, judged.cost, identity, meter, args.repeats)
         add_row(args.leaderboard, row, args.replace)
 
-    if (judging.PEOPLE, identity["sha256"]) not in {
-        (r["judge"], r["data"]["sha256"]) for r in read_board(args.leaderboard)
-    }:
-        people = meter.of_people(data.ordered)
-        add_row(args.leaderboard, judging.board_row(judging.PEOPLE, people, {}, None, identity, meter, 1), False)
+    if (judging.PEOPLE, identity["sha256"]) not in map(key_of, read_board(args.leaderboard)):
+        people = judging.board_row(judging.PEOPLE, meter.of_people(data.ordered), {}, None, identity, meter, 1)
+        add_row(args.leaderboard, people, replace=True)  # another process may have added the same
     for name, wanted, lower in panel.scores:
         done[name], found = judging.judge_by_score(name, wanted, lower, texts, task, args, args.repeats)
         counts |= found

@@ -283,8 +283,8 @@ NOTE = (
     "in %, 95% intervals over questions below. Agrees: with votes of people for one side, a tie counts half "
     f"({PEOPLE}: a vote with the majority of the others on the pair). Majority: the same over pairs with several "
     "votes. Over length: agreement less that of `the longer wins`, in points. Longer, first: of its decisions, for the "
-    f"answer with more words, for the one shown first (50: no bias; {PEOPLE}: the first of the file). Changed: other verdicts "
-    "of two repeats. Failed: no verdict. Cost of 1000 comparisons without what a cache knew."
+    f"answer with more words, for the one shown first (50: no bias; {PEOPLE}: the first of the file). Changed: other "
+    "verdicts of two repeats. Failed: no verdict. Cost of 1000 comparisons without what a cache knew."
 )
 
 

@@ -14,7 +14,7 @@ from ..api import LENGTH, Task
 from ..common.console import Column, Section, Table, print_table, say_counts
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_new_file, check_writable, is_finite_number, is_text, read_rows, write_json, write_rows
-from ..common.flags import add_policy_flags, parser
+from ..common.flags import add_language_flags, parser
 from ..common.identity import file_identity, hash_file, model_identity
 from ..tasks.find import add_task_flag, task_of
 from .compare import JUDGE
@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, Task]
     add("--examples", help="data file with the rows that were answered, matched by their prompts, for what reads them")
     add("--policy_ckpt", help="the policy whose tokenizer gives tokens, for what counts them")
     add("--against", type=Path, help=f"with --add {JUDGE}: another file of answers to the same prompts")
-    add_policy_flags(flags)
+    add_language_flags(flags)
     add_score_flags(flags, task)
     add_judge_flags(flags, switch=False)
     return flags.parse_args(argv), task
@@ -231,7 +231,7 @@ def report(added: dict[str, list], before: list[dict], rows: list[dict]) -> None
         summary = (sum(numbers) / len(numbers), min(numbers), max(numbers)) if numbers else ()
         shown = [f"{value:.4f}" for value in summary] or ["-"] * 3
         lines.append((name, *shown, str(len(rows) - len(numbers)), f"{max(changed):.2g}" if changed else "-"))
-    headings = ("mean", "least", "greatest", "without a number", "largest change")
+    headings = ("mean", "least", "greatest", "null", "largest change")
     columns = (Column("column", text=True), *map(Column, headings))
     print_table(Table(f"{len(rows)} answers", "", columns, (Section(tuple(lines)),)))
     if empty := [name for name in added if all(row[name] is None for row in rows)]:

@@ -83,6 +83,21 @@ def test_rules_models_metrics_and_ensembles_on_real_preferences(tmp_path):
     assert run(board, *FEEDBACK, "--judges", "overlap", "--limit", "11").returncode == 0
 
 
+def test_the_reward_models_of_a_task_are_judges(tmp_path):
+    for name in ("rel_rm", "fact_rm", "comp_rm"):
+        (tmp_path / name).symlink_to(CHECKPOINTS / f"tiny-{name}")
+    done = run(
+        tmp_path / "b.jsonl", *FEEDBACK, "--task", "qa", "--reward_model_dir", tmp_path, "--splitter", "sentencizer",
+        "--dtype", "float32", "--judges", "relevance", "factuality_rate", "completeness", "--limit", "4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "b.jsonl")
+    assert list(found) == ["people", "verbosity_rate", "factuality_rate", "completeness_reward"]
+    assert found["completeness_reward"]["rates"]["ties"]["value"] == 0
+    assert found["completeness_reward"]["about"]["models"].keys() == {"completeness"}
+    assert found["verbosity_rate"]["about"]["settings"]["splitter"] == "sentencizer"
+
+
 def test_a_biased_llm_judge_is_seen(tmp_path):
     board = tmp_path / "board.jsonl"
     with stub.JudgeStub(respond=stub.biased_verdict) as server:
