@@ -11,9 +11,10 @@ import sys
 from itertools import combinations, islice
 from pathlib import Path
 
-from alarm.api import Task
+from alarm.api import RESERVED, Task
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.flags import seed_value
+from alarm.evaluation.features import CONTROLS, check_features
 from alarm.evaluation.judge.judge import Comparison, Judge, Judgement, add_judge_flags, judge_from_flags
 from alarm.tasks.find import add_task_flag, find_task
 
@@ -44,6 +45,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", type=Path, help="results file (default: <generations_dir>_results/eval-results.json)"
+    )
+    parser.add_argument(
+        "--control",
+        nargs="+",
+        choices=CONTROLS,
+        default=["length"],
+        metavar="FEATURE",
+        help="beside the length-controlled rates, give those at equal values of these features of the answers: "
+        f"{', '.join(CONTROLS)} (default: length alone)",
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="compare these columns of the files too, such as alarm.score adds; the higher value wins",
     )
     add_judge_flags(parser)
     return parser.parse_args(argv)
@@ -81,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     from alarm.common.bootstrap import DRAWS
     from alarm.common.console import screen
     from alarm.common.files import check_writable, write_json
-    from alarm.evaluation.compare import compare, describe_conflicts, is_results_file
+    from alarm.evaluation.compare import JUDGE, compare, describe_conflicts, is_results_file
     from alarm.evaluation.report.report import Setup, check_report_folder, print_results, write_report
     from alarm.evaluation.runs import draw_prompts, missing_metrics, read_seeds
 
@@ -96,10 +113,16 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{output} exists and was not written by this script; move it away or give another --output")
     check_writable(output, "--output")
     check_report_folder(report)
+    control = tuple(dict.fromkeys(args.control))
+    check_features(control)
     judge = judge_from_flags(args, output.parent)
 
     task = find_task(args.task_type)
-    every = read_seeds(folder, task, args.drop_duplicates, need_text=judge is not None)
+    need_text = judge is not None or control != ("length",)
+    also = tuple(dict.fromkeys(name for name in args.also if name not in task.columns_in_order))
+    if reserved := [name for name in also if name in (*RESERVED, JUDGE)]:
+        raise UserError(f"--also {reserved[0]}: the name is not one of a metric; leave it out")
+    every = read_seeds(folder, task, args.drop_duplicates, need_text, also)
     compared = {seed: draw_prompts(runs, args.max_compare, args.seed) for seed, runs in every.items()}
     first, used = next(iter(every.values())), next(iter(compared.values()))
     if judge is not None and len(first) < 2:
@@ -112,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     for line in describe_conflicts(task, *compared.values()):
         print(f"warning: {line}", file=sys.stderr, flush=True)
     judgements = judge_all(judge, list(compared.values())) if judge is not None else None
-    found = compare(*compared.values(), task=task, judgements=judgements)
+    found = compare(*compared.values(), task=task, judgements=judgements, control=control)
     setup = Setup(
         folder=str(folder),
         prompts=len(used[0].queries),

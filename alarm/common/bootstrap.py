@@ -6,6 +6,7 @@ thing. Seeds answer the same prompts, so both are resampled at once (a crossed o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,42 +96,59 @@ def share_interval(numerator: np.ndarray, denominator: np.ndarray, drawn: np.nda
 
 
 def length_controlled(verdicts: np.ndarray, differences: np.ndarray, resamples: Resamples) -> dict:
-    """The win rate that answers of equal length would have: a logistic regression of the verdict on the difference.
+    """`controlled` for the length alone. differences: (S, N), length of a's answer minus that of b's."""
+    return controlled(verdicts, {"length": differences}, resamples)
 
-    verdicts: (S, N) of 1 (a wins), 0 (tie, half a win), -1, NaN (unknown). differences: (S, N), length of a's answer
-    minus that of b's. Model (after length-controlled AlpacaEval, Dubois et al. 2024):
 
-        P(a wins) = sigmoid(t + g tanh(difference / std(differences)))
+def controlled(verdicts: np.ndarray, differences: Mapping[str, np.ndarray], resamples: Resamples) -> dict:
+    """The win rate that answers with equal features would have: a logistic regression of the verdict on differences.
+
+    verdicts: (S, N) of 1 (a wins), 0 (tie, half a win), -1, NaN (unknown). differences: K features, each (S, N): that
+    of a's answer minus that of b's. Model (after length-controlled AlpacaEval, Dubois et al. 2024; several features as
+    in Arena-Hard's style control):
+
+        P(a wins) = sigmoid(t + sum_k g_k tanh(difference_k / std(differences_k)))
 
     Returns {"win_rate": 100 sigmoid(t), "interval": [low, high]}, comparable to (W + T/2)/N, or {"refused": why}. The
-    interval comes from the resamples, each taken as one Newton step from the estimate.
+    interval comes from the resamples, each taken as one Newton step from the estimate. Needs 10 prompts a parameter.
     """
     known = np.isfinite(verdicts)
-    wins, losses = int(np.sum(verdicts > 0)), int(np.sum(verdicts < 0))
-    if known.any(axis=0).sum() < MIN_PROMPTS:
-        return {"refused": f"fewer than {MIN_PROMPTS} prompts"}
+    for values in differences.values():
+        known = known & np.isfinite(values)
+    wins, losses = int(np.sum(verdicts[known] > 0)), int(np.sum(verdicts[known] < 0))
+    needed = MIN_PROMPTS * (1 + len(differences)) // 2
+    if known.any(axis=0).sum() < needed:
+        return {"refused": f"fewer than {needed} prompts"}
     if not wins or not losses:
         return {"refused": "every prompt is a tie" if not wins + losses else "one run never wins"}
-    spread = float(np.std(differences[known]))
-    if spread == 0:
-        return {"refused": "the lengths differ by the same on every prompt"}
-    if differences[known].min() > 0 or differences[known].max() < 0:
-        return {"refused": "one run is longer on every prompt"}
-    x = np.tanh(differences / spread)
+    columns = [np.ones_like(verdicts)]
+    for name, values in differences.items():
+        spread = float(np.std(values[known]))
+        if spread == 0:
+            what = "the lengths differ" if name == "length" else f"{name} differs"
+            return {"refused": f"{what} by the same on every prompt"}
+        if values[known].min() > 0 or values[known].max() < 0:
+            what = "is longer" if name == "length" else f"has more {name}"
+            return {"refused": f"one run {what} on every prompt"}
+        columns.append(np.where(known, np.tanh(values / spread), 0))
+    design = np.stack(columns)  # (1 + K, S, N)
+    of_known = design[:, known]
+    if np.linalg.cond(of_known @ of_known.T) > 1e8:
+        return {"refused": f"{', '.join(differences)} cannot be told apart on these prompts"}
+    decides = {"refused": f"{', '.join(differences)} alone decides the verdicts"}
     y = np.where(known, (verdicts + 1) / 2, 0.5)
-    design = np.stack([np.ones_like(x), x])  # (2, S, N)
-    beta = np.zeros(2)
+    beta = np.zeros(len(design))
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.tensordot(beta, design, 1)))
         residual = np.where(known, y - p, 0)
         information = np.einsum("asn,bsn,sn->ab", design, design, np.where(known, p * (1 - p), 0))
         if np.linalg.cond(information) > 1e8:
-            return {"refused": "length alone decides the verdicts"}
+            return decides
         inverse = np.linalg.inv(information)
         step = inverse @ np.tensordot(design, residual, axes=([1, 2], [0, 1]))
         beta = beta + step
         if np.abs(beta).max() > 20:
-            return {"refused": "length alone decides the verdicts"}
+            return decides
         if np.abs(step).max() < 1e-10:
             break
     else:

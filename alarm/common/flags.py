@@ -131,5 +131,10 @@ def add_policy_flags(flags: argparse.ArgumentParser) -> None:
         choices=CHAT_TEMPLATE,
         help="auto: prompts of a decoder-only policy go through its tokenizer's chat template, if it has one",
     )
+    add_language_flags(flags)
+
+
+def add_language_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the languages that a policy's tokenizer is set to."""
     flags.add_argument("--source_language", help=f"language of the prompts, {NAMES}")
     flags.add_argument("--target_language", help="language of the answers, likewise")

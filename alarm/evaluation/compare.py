@@ -20,6 +20,7 @@ from ..api import HOLISTIC, LENGTH, Task
 from ..common.bootstrap import (
     DRAWS,
     Resamples,
+    controlled,
     interval,
     length_controlled,
     resample,
@@ -27,6 +28,8 @@ from ..common.bootstrap import (
     share,
     share_interval,
 )
+from ..common.errors import UserError
+from .features import LENGTH_CONTROL, feature
 from .generations import Generations
 
 if TYPE_CHECKING:
@@ -178,6 +181,7 @@ class Rates:
     win_rate_ties_half: float | None  # (W + T/2) / N
     win_rate_ties_half_interval: list[float] | None
     length_controlled: dict  # win_rate and interval, or `refused`: why
+    controlled: dict | None = None  # the same at equal `features`, if others than the length were asked for
     win_rate_seeds: list[float | None] | None = None  # of each seed, if there are several
     win_rate_std: float | None = None  # their sample deviation
     judge: JudgeRates | None = None  # if the criterion is the judge
@@ -191,9 +195,11 @@ class Rates:
         def turned(interval: list[float] | None) -> list[float] | None:
             return None if interval is None else [100 - interval[1], 100 - interval[0]]
 
-        controlled = self.length_controlled
-        if "win_rate" in controlled:
-            controlled = {"win_rate": other(controlled["win_rate"]), "interval": turned(controlled["interval"])}
+        def turned_estimate(estimate: dict | None) -> dict | None:
+            if estimate is None or "refused" in estimate:
+                return estimate
+            return estimate | {"win_rate": other(estimate["win_rate"]), "interval": turned(estimate["interval"])}
+
         return replace(
             self,
             win_rate=other(self.win_rate),
@@ -202,7 +208,8 @@ class Rates:
             losses=self.wins,
             win_rate_ties_half=other(self.win_rate_ties_half),
             win_rate_ties_half_interval=turned(self.win_rate_ties_half_interval),
-            length_controlled=controlled,
+            length_controlled=turned_estimate(self.length_controlled),
+            controlled=turned_estimate(self.controlled),
             win_rate_seeds=None if self.win_rate_seeds is None else [other(rate) for rate in self.win_rate_seeds],
         )
 
@@ -211,6 +218,8 @@ class Rates:
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "judge"}
         if self.win_rate_seeds is None:
             del found["win_rate_seeds"], found["win_rate_std"]
+        if self.controlled is None:
+            del found["controlled"]
         return found | ({} if self.judge is None else asdict(self.judge))
 
 
@@ -276,7 +285,11 @@ class Comparison:
 
 
 def compare(
-    *seeds: list[Generations], task: Task, judgements: list[Judgements] | None = None, draws: int = DRAWS
+    *seeds: list[Generations],
+    task: Task,
+    judgements: list[Judgements] | None = None,
+    draws: int = DRAWS,
+    control: Sequence[str] = (LENGTH_CONTROL,),
 ) -> Comparison:
     """Compare every ordered pair of runs on every metric, and by the judge if there are `judgements`, one a seed.
 
@@ -286,8 +299,11 @@ def compare(
     Rates are percentages. Intervals hold 95% of `draws` resamples of the prompts (and seeds), which all rates share.
     With several seeds rates are means over seeds, counts are sums, and deviations are the sample deviations of the
     rates of the seeds.
+
+    control: names of features.CONTROLS; others than the length give each pair a rate at equal features, `controlled`.
     """
     runs = seeds[0]
+    features = [[control_features(run, control) for run in of_seed] for of_seed in seeds]
     resamples = resample(len(runs[0].queries), len(seeds), draws)
     pairs: dict[tuple[str, str], dict[str, Rates]] = {}
     drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
@@ -297,7 +313,12 @@ def compare(
         judged = [one_seed[names] for one_seed in judgements or []]
         values = [comparable_metrics([s[i], s[j]]) for s in seeds]
         lengths = [np.subtract(*of_seed[LENGTH]) for of_seed in values if LENGTH in of_seed]
-        pairs[names], drawn[names] = _compare_pair(verdicts, np.stack(lengths) if lengths else None, resamples)
+        differences = {
+            name: np.stack([of_seed[i][name] - of_seed[j][name] for of_seed in features]) for name in features[0][0]
+        }
+        pairs[names], drawn[names] = _compare_pair(
+            verdicts, np.stack(lengths) if lengths else None, differences, resamples
+        )
         if judged:
             trust = judge_rates([one for row in judged for one in row])
             pairs[names][JUDGE] = replace(pairs[names][JUDGE], judge=trust)
@@ -348,10 +369,34 @@ def _known(verdict: int | None) -> float:
     return math.nan if verdict is None else float(verdict)
 
 
+def control_features(run: Generations, control: Sequence[str]) -> dict[str, np.ndarray]:
+    """Feature -> (N,) of a run's answers, if `control` asks for more than the length alone; else nothing.
+
+    Equal answers to a prompt have equal features. Raises UserError for a run without lengths, if they are asked for.
+    """
+    if tuple(control) == (LENGTH_CONTROL,):
+        return {}
+    found = {}
+    for name in control:
+        if name != LENGTH_CONTROL:
+            found[name] = np.array(feature(name, run.queries, run.generations))
+        elif LENGTH in run.metrics:
+            found[name] = run.metrics[LENGTH]
+        else:
+            raise UserError(f"{run.name} has no '{LENGTH}', which --control {LENGTH_CONTROL} reads; take words instead")
+    return found
+
+
 def _compare_pair(
-    verdicts: dict[str, np.ndarray], lengths: np.ndarray | None, resamples: Resamples
+    verdicts: dict[str, np.ndarray],
+    lengths: np.ndarray | None,
+    differences: dict[str, np.ndarray],
+    resamples: Resamples,
 ) -> tuple[dict[str, Rates], dict[str, np.ndarray]]:
-    """{criterion: (S, N) verdicts}, (S, N) length differences -> rates a criterion, and (D,) drawn win rates."""
+    """{criterion: (S, N) verdicts}, (S, N) length differences and differences of each feature that is controlled.
+
+    -> rates a criterion, and (D,) drawn win rates.
+    """
     stacked = np.stack(list(verdicts.values()), axis=1)  # (S, C, N)
     drawn = resampled_shares(*win_terms(stacked), resamples)  # (D, C)
     drawn_half = resampled_shares(*ties_half_terms(stacked), resamples)
@@ -371,6 +416,7 @@ def _compare_pair(
             win_rate_ties_half=average([share(*ties_half_terms(of_seed)) for of_seed in values]),
             win_rate_ties_half_interval=share_interval(*ties_half_terms(values), drawn_half[:, c]),
             length_controlled=_length_controlled(criterion, values, lengths, resamples),
+            controlled=_controlled(criterion, values, differences, resamples),
             win_rate_seeds=of_seeds if several else None,
             win_rate_std=deviation(of_seeds) if several else None,
         )
@@ -381,6 +427,18 @@ def _length_controlled(criterion: str, values: np.ndarray, lengths: np.ndarray |
     if lengths is None or criterion == LENGTH:
         return {"refused": "no lengths" if lengths is None else "it is the length"}
     return length_controlled(values, lengths, resamples)
+
+
+def _controlled(
+    criterion: str, values: np.ndarray, differences: dict[str, np.ndarray], resamples: Resamples
+) -> dict | None:
+    if not differences:
+        return None
+    if criterion == LENGTH and LENGTH_CONTROL in differences:
+        found = {"refused": "it is the length"}
+    else:
+        found = controlled(values, differences, resamples)
+    return {"features": list(differences)} | found
 
 
 def _average(rates: list[Rates], drawn: list[np.ndarray], seeds: int) -> Average:

@@ -12,6 +12,7 @@ from ..common.identity import difference, hash_file
 
 KIND = "alarm generations"
 SIDECAR = ".meta.json"
+PARTIAL = "partial"  # set: the sidecar tells of scores that were added later alone
 # settings of every task on which scores depend
 SCORING = ("ultra_mean", "ultra_std", "holistic_level", "holistic_baseline", "dtype", "holistic_max_tokens")
 # of files that were written before the setting existed
@@ -53,17 +54,24 @@ def scoring_differences(task: Task, runs: Mapping[str, dict | None]) -> list[str
     if len(known) < 2:
         return lines
     (first, meta), *others = known.items()
+    if later := [name for name, one in known.items() if one.get(PARTIAL)]:
+        lines.append(f"note: the .meta.json of {', '.join(later)} tells of scores that were added later alone")
     own = [flag for flag in task.flags if flag.used_by == "score"]
     own += [flag for aspect in task.aspects for flag in aspect.flags]
     scored_by = [*SCORING, *(flag.name for flag in own)]
     for name, other in others:
+        partial = meta.get(PARTIAL) or other.get(PARTIAL)
         for role in sorted((meta["models"].keys() | other["models"].keys()) - {"policy"}):
             one, two = meta["models"].get(role), other["models"].get(role)
+            if partial and not (one and two):
+                continue
             found = difference(one, two) if one and two else f"only {first if one else name} has one"
             if found:
                 lines.append(f"warning: {first} and {name} were scored by different {role} models ({found})")
         for setting in scored_by:
             one, two = (run["settings"].get(setting, BEFORE.get(setting)) for run in (meta, other))
+            if partial and setting not in meta["settings"].keys() & other["settings"].keys():
+                continue
             # a path is no content: the models behind it are compared above
             if one != two and setting != "reward_model_dir":
                 lines.append(f"warning: {first} was scored with {setting} {one}, {name} with {two}")

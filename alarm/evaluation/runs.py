@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..api import Task
@@ -15,17 +16,19 @@ from .provenance import SIDECAR
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
 
 
-def read_run(path: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False) -> Generations:
+def read_run(
+    path: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False, also: Sequence[str] = ()
+) -> Generations:
     """One run: a complete generations file, one row a query, sorted by query, so that row i of two runs is one prompt.
 
-    drop_duplicates keeps the first row of a repeated query. need_text: see `read_generations`. Raises UserError for a
-    repeated query, and for what `read_generations` refuses.
+    drop_duplicates keeps the first row of a repeated query. need_text, also: see `read_generations`. Raises UserError
+    for a repeated query, and for what `read_generations` refuses.
     """
     name = path.name.removesuffix(".json")
-    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in task.columns_in_order
+    clashes = name.startswith(AVERAGE) or name.rpartition("-")[0] in (*task.columns_in_order, *also)
     if not path.name.isprintable() or clashes:
         raise UserError(f"{str(path)!a}: the results need a printable name that is no key of theirs; rename it")
-    run = read_generations(path, task, need_text=need_text)
+    run = read_generations(path, task, need_text=need_text, also=also)
     rows = run.by_query()
     if len(rows) < len(run.queries) and not drop_duplicates:
         query = max(rows, key=lambda query: len(rows[query]))
@@ -37,7 +40,9 @@ def read_run(path: Path, task: Task, drop_duplicates: bool = False, need_text: b
     return run.take([rows[query][0] for query in sorted(rows)])
 
 
-def read_folder(folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False) -> list[Generations]:
+def read_folder(
+    folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False, also: Sequence[str] = ()
+) -> list[Generations]:
     """Read every `*.json` of `folder`, sorted by name, all on the same prompts.
 
     Raises UserError for a missing or empty folder, a bad file (`read_run`), and runs whose queries differ.
@@ -47,7 +52,7 @@ def read_folder(folder: Path, task: Task, drop_duplicates: bool = False, need_te
         inner = sorted(path.parent for path in folder.glob("*/*.json"))
         hint = f"give one of its sub-folders, such as {inner[0]}" if inner else "write some with train_ppo.py --test"
         raise UserError(f"{folder} holds no *.json files; {hint}")
-    runs = [read_run(path, task, drop_duplicates, need_text) for path in paths]
+    runs = [read_run(path, task, drop_duplicates, need_text, also) for path in paths]
     for run in runs[1:]:
         require_same_queries(folder, runs[0].name, runs[0], run.name, run)
     require_same_metrics(folder, runs)
@@ -55,7 +60,7 @@ def read_folder(folder: Path, task: Task, drop_duplicates: bool = False, need_te
 
 
 def read_seeds(
-    folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False
+    folder: Path, task: Task, drop_duplicates: bool = False, need_text: bool = False, also: Sequence[str] = ()
 ) -> dict[str, list[Generations]]:
     """Read `folder`: runs, or one folder of runs for each seed (`seed42/`, `seed43/`).
 
@@ -69,8 +74,8 @@ def read_seeds(
             f"{folder} holds both runs ({paths[0].name}) and seed folders ({inner[0].name}); move one of the two away"
         )
     if not inner:
-        return {"": read_folder(folder, task, drop_duplicates, need_text)}
-    seeds = {path.name: read_folder(path, task, drop_duplicates, need_text) for path in inner}
+        return {"": read_folder(folder, task, drop_duplicates, need_text, also)}
+    seeds = {path.name: read_folder(path, task, drop_duplicates, need_text, also) for path in inner}
     (first, runs), *others = seeds.items()
     for seed, found in others:
         missing = {run.name for run in runs} ^ {run.name for run in found}

@@ -61,9 +61,9 @@ def task_of(argv: list[str] | None, flag: str = "--task") -> Task:
     return Task("none", prompt=str, aspects=()) if name is None else find_task(name)
 
 
-def add_task_flag(flags: argparse.ArgumentParser, flag: str = "--task") -> None:
+def add_task_flag(flags: argparse.ArgumentParser, flag: str = "--task", required: bool = True) -> None:
     flags.add_argument(
         flag,
-        required=True,
+        required=required,
         help=f"{', '.join(BUILT_IN)}, or the .py file of a task; --help beside it shows the task's own flags",
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from alarm.common.bootstrap import (
     Resamples,
+    controlled,
     interval,
     intervals,
     length_controlled,
@@ -186,5 +187,56 @@ SPREAD = np.linspace(-1, 1, 40)[None]
 )
 def test_length_control_refuses_degenerate_data(verdicts, difference, reason):
     found = length_controlled(verdicts, difference, resample(verdicts.shape[1], draws=100))
+    assert reason in found["refused"]
+    assert found.keys() == {"refused"}
+
+
+# --- control of several features -----------------------------------------------------------------------------------
+
+
+def test_control_of_several_features_recovers_the_rate_where_length_alone_does_not():
+    """Verdicts that depend on two features, in both of which the runs differ."""
+    random = np.random.default_rng(1)
+    covered, by_length = 0, []
+    for number in range(200):
+        length, copied = random.normal(10, 20, size=(1, 300)), random.normal(0.2, 0.3, size=(1, 300))
+        logit = 0.4 + 1.2 * np.tanh(length / np.std(length)) + 1.5 * np.tanh(copied / np.std(copied))
+        verdicts = simulate(300, logit, random, ties=0)
+        resamples = resample(300, draws=1000, random_seed=number)
+        found = controlled(verdicts, {"length": length, "copied": copied}, resamples)
+        covered += found["interval"][0] <= 100 / (1 + np.exp(-0.4)) <= found["interval"][1]
+        by_length.append(length_controlled(verdicts, length, resamples)["win_rate"])
+    assert 0.91 <= covered / 200 <= 0.985
+    assert np.mean(by_length) > 100 / (1 + np.exp(-0.4)) + 8
+
+
+def test_control_without_effects_is_the_plain_rate():
+    # each of four combinations of signs has the same verdicts: 3 wins, 1 tie, 1 loss -> 70%
+    verdicts = np.tile([1.0, 1.0, 1.0, 0.0, -1.0], 8)[None]
+    one, other = np.repeat([-4.0, 4.0], 20)[None], np.tile(np.repeat([-1.0, 1.0], 10), 2)[None]
+    assert controlled(verdicts, {"a": one, "b": other}, resample(40))["win_rate"] == pytest.approx(70)
+
+
+def test_one_feature_is_length_control_under_another_name():
+    random = np.random.default_rng(3)
+    verdicts, difference = random.integers(-1, 2, size=(2, 40)).astype(float), random.normal(size=(2, 40))
+    resamples = resample(40, 2, draws=200)
+    found = controlled(verdicts, {"words": difference}, resamples)
+    assert found == length_controlled(verdicts, difference, resamples)
+    assert "win_rate" in found
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "features", "reason"),
+    [
+        (MIXED[:, :29], {"a": SPREAD[:, :29], "b": SPREAD[:, :29] ** 2}, "fewer than 30 prompts"),
+        (MIXED, {"a": SPREAD, "b": 0 * ONES}, "b differs by the same"),
+        (MIXED, {"a": SPREAD, "b": SPREAD**2 + 1}, "one run has more b"),
+        (MIXED, {"a": SPREAD, "b": 2 * SPREAD}, "a, b cannot be told apart"),
+        (np.sign(SPREAD), {"a": SPREAD, "b": SPREAD**2 - 0.3}, "a, b alone decides"),
+    ],
+)
+def test_control_refuses_degenerate_data(verdicts, features, reason):
+    found = controlled(verdicts, features, resample(verdicts.shape[1], draws=100))
     assert reason in found["refused"]
     assert found.keys() == {"refused"}

@@ -54,6 +54,13 @@ def verdict(prompt: str) -> Response:
     return completion("Output (a)" if first >= second else "Output (b)")
 
 
+def biased_verdict(prompt: str, _attempt: int = 0) -> Response:
+    """For any texts in eval/judge_prompt.txt: the first wins, unless the second has a fifth more words."""
+    body = prompt.rpartition("\n\nLook first")[0].rpartition("\n\nOutput (a):\n")[2]
+    first, _, second = body.partition("\n\nOutput (b):\n")
+    return completion("Output (b)" if len(second.split()) > 1.2 * len(first.split()) else "Output (a)")
+
+
 def planned_fault(prompt: str, share: float) -> str | None:
     """The fault that the hash of a prompt gives it; all kinds alike."""
     number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
@@ -187,8 +194,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--faults", type=float, default=0.0, help="share of the prompts that meet a fault")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before an answer")
+    parser.add_argument("--biased", action="store_true", help="judge any texts, by their place and length")
     args = parser.parse_args()
-    with JudgeStub(args.faults, args.latency, port=args.port) as stub:
+    respond = biased_verdict if args.biased else None
+    with JudgeStub(args.faults, args.latency, port=args.port, respond=respond) as stub:
         print(stub.url, flush=True)
         try:
             threading.Event().wait()

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alarm.common.bootstrap import controlled, resample
+from alarm.common.errors import UserError
 from alarm.evaluation.compare import (
     average,
     comparable_metrics,
@@ -383,3 +385,51 @@ def test_a_judge_that_always_fails_gives_no_rate():
         "flip_rate",
         "first_position_rate",
     }
+
+
+# --- control of features -------------------------------------------------------------------------------------------
+
+
+def texts_run(name: str, answers: list[str], scores: list[float]) -> Generations:
+    metrics = {"holistic_reward": scores, "factuality_rate": scores, "response_length": range(len(scores))}
+    columns = {key: np.array(list(value), float) for key, value in metrics.items()}
+    return Generations(name, [f"the prompt number {i} of many" for i in range(len(answers))], answers, columns)
+
+
+def test_control_gives_a_rate_at_equal_features_and_changes_nothing_else():
+    random = np.random.default_rng(5)
+    counts = random.integers(1, 9, size=(2, 60))
+    runs = [
+        texts_run(
+            name,
+            [" ".join([name, *map(str, range(n))]) for n in counts[k]],
+            list(counts[k] + 3 * random.normal(size=60)),
+        )
+        for k, name in enumerate("ab")
+    ]
+    plain, with_words = comparison(runs), comparison(runs, control=("words",))
+    pair = with_words["a"]["b"]["factuality_rate"]
+    found = pair.pop("controlled")
+    assert found["features"] == ["words"]
+    # the same regression on the same numbers of words
+    resamples = resample(60)
+    verdicts = metric_verdicts(runs[0].metrics["factuality_rate"], runs[1].metrics["factuality_rate"])[None]
+    expected = controlled(verdicts, {"words": (counts[0] - counts[1]).astype(float)[None]}, resamples)
+    assert {key: found[key] for key in expected} == expected
+    assert pair == plain["a"]["b"]["factuality_rate"]
+    back = with_words["b"]["a"]["factuality_rate"]["controlled"]
+    assert back["win_rate"] == pytest.approx(100 - found["win_rate"])
+    assert back["interval"] == pytest.approx([100 - found["interval"][1], 100 - found["interval"][0]])
+
+
+def test_control_of_the_length_and_more_refuses_for_the_length():
+    runs = [texts_run(name, [f"{name} {i}" for i in range(30)], list(range(30))) for name in "ab"]
+    pair = comparison(runs, control=("length", "words"))["a"]["b"]
+    assert pair["response_length"]["controlled"]["refused"] == "it is the length"
+    assert "controlled" not in comparison(runs, control=("length",))["a"]["b"]["response_length"]
+
+
+def test_control_of_the_length_needs_lengths():
+    runs = [make_run(name, holistic_reward=[1.0, 2.0], factuality_rate=[1.0, 2.0]) for name in "ab"]
+    with pytest.raises(UserError, match="response_length"):
+        comparison(runs, control=("length", "words"))

@@ -90,6 +90,39 @@ def test_single_file(gens, tmp_path):
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["r-report", "r.json"]
 
 
+def test_control_adds_a_column(gens):
+    done = run_script("--generations_dir", gens, "--task_type", "qa", "--control", "length", "lexical_density")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    pair = results["alpha"]["beta"]["holistic_reward"]
+    assert pair["controlled"]["features"] == ["length", "lexical_density"]
+    assert "win_rate" in pair["length_controlled"]
+    assert "equal length, lexical_density" in " ".join(done.stdout.split())
+
+    wrong = run_script("--generations_dir", gens, "--task_type", "qa", "--control", "fun")
+    assert wrong.returncode == 2
+    assert "repetition" in wrong.stderr.splitlines()[-1]
+    edit(gens, lambda rows: rows[3].pop("generation") and None)
+    lacking = run_script("--generations_dir", gens, "--task_type", "qa", "--control", "words")
+    assert (lacking.returncode, lacking.stderr.count("\n")) == (2, 1)
+    assert "generation" in lacking.stderr
+
+
+def test_compares_columns_that_were_added(gens):
+    for number, path in enumerate(sorted(gens.glob("*.json"))):
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([row | {"gold": number + 0.1 * (i % 3)} for i, row in enumerate(rows)]))
+    done = run_script("--generations_dir", gens, "--task_type", "qa", "--also", "gold", "factuality_rate")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((gens.parent / "gens_results" / "eval-results.json").read_text())
+    assert results["gamma"]["beta"]["gold"]["wins"] == 40
+    assert results["alpha"]["gold-Mean"] == pytest.approx(0.1 * (0 * 14 + 1 * 13 + 2 * 13) / 40)
+    for name in ("nothing", "query", "judge"):
+        done = run_script("--generations_dir", gens, "--task_type", "qa", "--also", name)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert name in done.stderr
+
+
 def test_imports_no_torch(gens):
     arguments = ["--generations_dir", str(gens), "--task_type", "qa"]
     code = (

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -111,6 +111,12 @@ class Judge:
         self._api_key = check_key(api_key)
         self._cache = AnswerCache(settings.cache)
         self._failed: set[str] = set()  # request keys; asked again by a later run, not by this one
+
+    def again(self, cache: Path) -> Judge:
+        """The same judge with another cache, for a repeat. Both count into one `usage`, which max_calls limits."""
+        other = Judge(replace(self.settings, cache=cache), self._api_key)
+        other.usage = self.usage
+        return other
 
     def estimate(self, comparisons: Sequence[Comparison]) -> Estimate:
         """What judge() would send. Needs no network. Raises UserError for a cache that is something else."""
@@ -247,13 +253,17 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def add_judge_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --use_gpt and what goes with it. judge_from_flags() reads them."""
+def add_judge_flags(parser: argparse.ArgumentParser, switch: bool = True) -> None:
+    """Add --use_gpt and what goes with it. judge_from_flags() reads them.
+
+    switch: without it there is no --use_gpt; the command asks for the judge in another way and sets args.use_gpt.
+    """
     flags = parser.add_argument_group(
         "judge", "a language model compares the texts too, behind any OpenAI-compatible endpoint"
     )
     # no defaults here: a flag given without --use_gpt must show
-    flags.add_argument("--use_gpt", action="store_true", help="ask a judge for each pair of texts, in both orders")
+    if switch:
+        flags.add_argument("--use_gpt", action="store_true", help="ask a judge for each pair of texts, in both orders")
     flags.add_argument("--judge_model", help=f"the judge (default: {DEFAULT_MODEL})")
     flags.add_argument("--base_url", help=f"its endpoint (default: OPENAI_BASE_URL, else {DEFAULT_ENDPOINT})")
     flags.add_argument(
@@ -274,16 +284,17 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--requests_per_minute", type=positive_float, help="start at most so many calls a minute")
 
 
-def judge_from_flags(args: argparse.Namespace, results_folder: Path) -> Judge | None:
+def judge_from_flags(args: argparse.Namespace, results_folder: Path, asked_by: str = "--use_gpt") -> Judge | None:
     """The judge that the flags ask for; None without --use_gpt. Reads the key out of `args`, so that nobody stores it.
 
-    Raises UserError for judge flags without --use_gpt, a missing key, and what Judge() refuses. Sends nothing.
+    asked_by: what sets args.use_gpt, for messages. Raises UserError for judge flags without it, a missing key, and
+    what Judge() refuses. Sends nothing.
     """
     given = {name: getattr(args, name) for name in _FLAGS if getattr(args, name) is not None}
     args.api_key = None
     if not args.use_gpt:
         if given:
-            raise UserError(f"--{next(iter(given))} goes with --use_gpt; add --use_gpt or drop it")
+            raise UserError(f"--{next(iter(given))} goes with {asked_by}; add {asked_by} or drop it")
         return None
 
     api_key = given.pop("api_key", None)

@@ -137,6 +137,8 @@ def outcome_table(found: Comparison, criteria: Iterable[str]) -> Table:
             return f"refused {footnotes.mark(estimate['refused'])}"
         return _number(estimate["win_rate"]) + _range(estimate["interval"])
 
+    first = next(iter(next(iter(found.each_pair().values())).values()))
+    features = [] if first.controlled is None else first.controlled["features"]
     sections = []
     for criterion in criteria:
         rows = []
@@ -149,14 +151,20 @@ def outcome_table(found: Comparison, criteria: Iterable[str]) -> Table:
                     _spread(rates.win_rate, rates.win_rate_std) + _range(rates.win_rate_interval),
                     _number(rates.win_rate_ties_half) + _range(rates.win_rate_ties_half_interval),
                     controlled(rates.length_controlled),
+                    *([controlled(rates.controlled)] if features else []),
                 )
             )
         sections.append(Section(tuple(rows), criterion_title(criterion, found.task.lower_wins)))
     return Table(
         "Wins, ties, losses",
         "of the first run of the pair against the second. Win rate: 100 W/(W+L). Ties half: 100 (W+T/2)/N. Length "
-        "controlled: ties half as expected were both answers equally long. 95% intervals below.",
-        _columns("pair", ["W", "T", "L", "win rate", "ties half", "length controlled"]),
+        "controlled: ties half as expected were both answers equally long. "
+        + (f"Controlled: the same at equal {', '.join(features)}. " if features else "")
+        + "95% intervals below.",
+        _columns(
+            "pair",
+            ["W", "T", "L", "win rate", "ties half", "length controlled", *(["controlled"] if features else [])],
+        ),
         tuple(sections),
         footnotes.texts,
     )
