@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -60,3 +61,8 @@ def without_shared(
             "give a dev file of other questions"
         )
     return kept, len(shared)
+
+
+def prompt_id(prompt: str) -> str:
+    """The same for the same prompt in every run: 16 hex digits."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]

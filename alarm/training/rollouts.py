@@ -5,13 +5,13 @@ No random number is drawn and nothing that trains is touched: a run is the same 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from ..common.texts import prompt_id
 from ..diagnostics import GATED
 from ..scoring import metrics_of
 from ..tasks.spans import token_offsets
@@ -74,11 +74,6 @@ def whole_groups(most: int, samples: int, there: int) -> int:
 
 
 # --- what ------------------------------------------------------------------------------------------------------------
-
-
-def prompt_id(query: str) -> str:
-    """The same for the same prompt in every run: 16 hex digits."""
-    return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids) -> list[str]:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from alarm.common.texts import prompt_id
 from alarm.rewards import RewardRecipe, combine
 from alarm.training.rollout import Prompt, decode
-from alarm.training.rollouts import Plan, Rollouts, as_table, numbered, prompt_id, rows_of, token_texts, whole_groups
+from alarm.training.rollouts import Plan, Rollouts, as_table, numbered, rows_of, token_texts, whole_groups
 from alarm.training.run import Run
 from alarm.types import Measured, Rollout, TokenScore
 from helpers import CHECKPOINTS

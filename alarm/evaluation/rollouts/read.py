@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -13,9 +12,10 @@ import numpy as np
 
 from ...common.errors import UserError
 from ...common.files import is_finite_number
+from ...common.texts import prompt_id
 from ...training.plot import RunLog, read_run
+from ...training.run import ROLLOUTS
 
-FILE = "rollouts.jsonl"
 TRAIN, DEV = "train", "dev"
 REPEATED_RUN = 3  # tokens
 
@@ -41,12 +41,12 @@ def read_rollouts(folder: str | Path, name: str) -> Rollouts:
         raise UserError(f"{folder} is a file; give the --save_dir of a train_ppo.py")
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the --save_dir of a train_ppo.py")
-    path = folder / FILE
+    path = folder / ROLLOUTS
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no {FILE}: it is no run's folder, or training kept no answers; train again to have them"
+            f"{folder} holds no {ROLLOUTS}: it is no run's folder, or training kept no answers; train again for them"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a readable one") from None
@@ -80,13 +80,9 @@ def _checked(row: object) -> dict:
     return row | {
         "split": DEV if row.get("split") == DEV else TRAIN,
         "prompt": prompt,
-        "prompt_id": known if isinstance(known, str) and known else hash_of(prompt),
+        "prompt_id": known if isinstance(known, str) and known else prompt_id(prompt),
         "sample": sample if isinstance(sample, int) and not isinstance(sample, bool) else 0,
     }
-
-
-def hash_of(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _reason(error: Exception) -> str:

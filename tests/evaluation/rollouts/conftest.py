@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alarm.evaluation.rollouts.read import hash_of
+from alarm.common.texts import prompt_id
 
 ODD = {
     "script": "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><!-- ",
@@ -23,7 +23,7 @@ def row(step: int, prompt: str, tokens: list[str], rewards: list | None, split: 
     return {
         "step": step,
         "split": split,
-        "prompt_id": hash_of(prompt),
+        "prompt_id": prompt_id(prompt),
         "sample": 0,
         "prompt": prompt,
         "generation": "".join(tokens),

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
+from alarm.common.texts import prompt_id
 from alarm.evaluation.pages.page import embed_json
 from alarm.evaluation.rollouts.page import page_data, shown, strengths, token_rewards
 from alarm.evaluation.rollouts.read import (
     against_start,
     changed_share,
     first_answers,
-    hash_of,
     read_rollouts,
     repeated_share,
     same_elsewhere,
@@ -153,7 +153,7 @@ def test_both_runs_are_read(runs):
 def test_a_row_needs_a_step_and_an_answer_alone(tmp_path):
     (tmp_path / "rollouts.jsonl").write_text('{"step": 3, "generation": "hello"}\n{"step": 4, "gener')
     (one,) = read_rollouts(tmp_path, "x").rows  # the last line is still being written
-    assert (one["split"], one["sample"], one["prompt"], one["prompt_id"]) == ("train", 0, "", hash_of(""))
+    assert (one["split"], one["sample"], one["prompt"], one["prompt_id"]) == ("train", 0, "", prompt_id(""))
     data = page_data([read_rollouts(tmp_path, "x")])
     assert data["columns"]["reward"] == data["columns"]["gate"] == data["columns"]["lengths"] == [None]
     assert data["curves"] == []
