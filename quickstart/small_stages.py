@@ -144,6 +144,10 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
         runs = [word for name in RUNS for word in ("--run_dir", at(f"runs/{name}"))]
         return ["-m", "alarm.plot_run", *runs, "--save_dir", at("plots")]
 
+    def rollouts() -> list[str]:
+        runs = [at(f"runs/{name}") for name in RUNS]
+        return ["eval/browse_rollouts.py", *runs, "--save_path", at("rollouts.html")]
+
     def truth() -> list[str]:
         return words(
             ["-m", "miniature.agreement"], task=world.task, samples=work / "samples.json",
@@ -175,6 +179,7 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
                 Stage("comparison", "generations_results/eval-results.json", compare),
                 Stage("rewards token by token", "inspection.html", inspect),
                 Stage("curves of the PPO runs", "plots", curves),
+                Stage("answers through training", "rollouts.html", rollouts),
             ),
         ),
     ]
@@ -192,6 +197,7 @@ def small_summary(world: World, work: Path) -> list[Table | str]:
     looked_at = {
         "the report, a page": "generations_results/eval-report/index.html",
         "rewards token by token, a page": "inspection.html",
+        "answers through training, a page": "rollouts.html",
         "combiners by best of n": "best_of_n.png",
         "curves of the PPO runs": "plots/training.png",
         "these numbers": "results.json",
@@ -205,7 +211,7 @@ def small_summary(world: World, work: Path) -> list[Table | str]:
         recommendation(work / "best_of_n.json"),
         "\n".join(["95% intervals, each on its own, of one seed of training:", *sentences(runs)]),
         answers_before_and_after(runs, START, "hierarchical"),
-        "\n".join(f"{what:<32}{short(work / file)}" for what, file in looked_at.items()),
+        "\n".join(f"{what:<34}{short(work / file)}" for what, file in looked_at.items()),
     ]
 
 

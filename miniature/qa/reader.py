@@ -1,6 +1,6 @@
 """`--task miniature/qa/reader.py` of train_sft: see miniature/reader.py.
 
-The passages are learnt too, because a model that has learnt to copy names from them learns faster to compare (TUNING.md).
+The passages are learnt too: a model that can copy names from them learns faster to compare (TUNING.md).
 """
 
 import sys
