@@ -13,7 +13,8 @@ two take turns, stage by stage and repeat by repeat, so that a busy machine is b
 Seconds are CPU seconds of the process (with --device cuda: seconds by the clock), the median of --repeats after one
 that is not counted. *limit* is the stage's matrix products (operations counted by torch in the first revision's run)
 at the rate of a large product measured in the same run; attention's fused kernels on CPU are not counted. Each repeat
-reads the same texts, so the grammar checker answers from its cache. Peak memory is what a stage adds to the process (Linux).
+reads the same texts, so the grammar checker answers from its cache. Peak memory is what a stage adds to the process
+(Linux).
 --grow NAME=1,2,4 repeats all of it with --NAME multiplied by each, for a curve.
 """
 
@@ -320,7 +321,7 @@ class Worker:
     def __init__(self, tree: Path, file: Path) -> None:
         environment = os.environ | {"ALARM_TREE": f"{tree}:{tree / 'trl'}", "PYTHONPATH": f"{tree}:{tree / 'trl'}"}
         environment.setdefault("HF_HUB_OFFLINE", "1")
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process lives
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", str(file)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, cwd=tree,
