@@ -67,19 +67,20 @@ def processors_of(settings: GenerationConfig, device: torch.device) -> LogitsPro
     return LogitsProcessorList(found)
 
 
-def draw(logits: Tensor) -> Tensor:
-    """One token a row from softmax(logits): (B, V) -> (B,), by the inverse of the cumulative distribution in float64.
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row from softmax(logits), (B, V) -> (B,): the first whose sum of probabilities passes `uniform`.
 
     A token without probability is never drawn. Raises RuntimeError, as torch.multinomial does, for what is no
     distribution.
+    uniform: (B,) float64, drawn from [0, 1)
     """
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if not torch.isfinite(total).all():
         raise RuntimeError("the policy's probabilities contain `inf` or `nan`")
-    # at most 1 - 2^-53: the clamp keeps the product below the total when it is rounded
-    uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device).clamp_(max=1 - 2**-52)
-    return torch.searchsorted(cumulative, uniform * total, right=True).squeeze(-1)
+    # torch.rand gives up to 1 - 2^-53: the clamp keeps the product below the total when it is rounded
+    reached = uniform.clamp(max=1 - 2**-52)[:, None] * total
+    return torch.searchsorted(cumulative, reached, right=True).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class T5Decoder:
         self.encoder = base.encoder
         self.embedding, head = decoder.embed_tokens.weight, _weight(base.lm_head)
         self.head = head.t() if head.numel() > TURNED_HEAD else head.t().contiguous()
-        self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else None
+        self.scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else None
         self.heads, self.head_dim = config.num_heads, config.d_kv
         self.epsilon, self.last_norm = config.layer_norm_epsilon, decoder.final_layer_norm.weight
         self.position_bias = decoder.block[0].layer[0].SelfAttention.compute_bias
@@ -190,7 +191,11 @@ class T5Decoder:
             logits = self._step(tokens, t, own, crossed, bias[..., limit - 1 - t :], hide).float()
             if processors:
                 logits = processors(found[alive, : t + 1], logits)
-            tokens = draw(logits) if settings.do_sample else logits.argmax(-1)
+            if settings.do_sample:
+                # a number for each row, ended or not: no row depends on when others end
+                tokens = draw(logits, torch.rand(batch, dtype=torch.float64, device=device)[alive])
+            else:
+                tokens = logits.argmax(-1)
             tokens = torch.where(ended, settings.pad_token_id, tokens)
             found[alive, t + 1] = tokens
             if not len(ends):
