@@ -43,13 +43,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return flags.parse_args(argv)
 
 
-def naive_logprobs(logits, labels, chunk_rows=None):
-    return logits.float().log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1)
-
-
-def naive_entropy(logits, chunk_rows=None):
+def naive_statistics(logits, labels, chunk_rows=None):
     logprobs = logits.float().log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
+    return logprobs.gather(-1, labels[..., None]).squeeze(-1), entropy
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -61,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict:
     from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer, ppo_math
 
     if args.variant == "naive":
-        ppo_math.token_logprobs, ppo_math.token_entropy = naive_logprobs, naive_entropy
+        ppo_math.token_statistics = naive_statistics
     torch.manual_seed(0)
     heads = args.width // 32
     config = T5Config(

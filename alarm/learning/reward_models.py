@@ -319,9 +319,10 @@ def unit_margins(
     from ..models.load import padded_batches
 
     margins, is_error, questions = [], [], []
-    device = next(model.parameters()).device
+    device, packed = next(model.parameters()).device, model.config.model_type == "longformer"
+    rows = [item["input_ids"] for item in items]
     with torch.inference_mode():
-        for indices, ids, mask in padded_batches([item["input_ids"] for item in items], pad_id, batch_size, device):
+        for indices, ids, mask in padded_batches(rows, pad_id, batch_size, device, packed):
             logits = model(input_ids=ids, attention_mask=mask).logits.float()
             difference = (logits[..., error] - logits[..., NO_ERR]).cpu()
             for row, i in enumerate(indices):

@@ -104,12 +104,13 @@ class _RewardModel:
         from .load import padded_batches
 
         different, places = distinct(map(tuple, rows))
-        batches = padded_batches(different, self.tokenizer.pad_token_id, self.batch_size, self.model.device)
+        packed = self.model.config.model_type == "longformer"
+        batches = padded_batches(different, self.tokenizer.pad_token_id, self.batch_size, self.model.device, packed)
         found: list = [None] * len(different)
         with torch.inference_mode():
             for indices, ids, mask in batches:
                 inputs = {"input_ids": ids, "attention_mask": mask}
-                if self.model.config.model_type == "longformer" and global_first:
+                if packed and global_first:
                     inputs["global_attention_mask"] = torch.zeros_like(mask)
                     inputs["global_attention_mask"][:, 0] = 1
                 for i, logits in zip(indices, self.model(**inputs).logits.float().cpu(), strict=True):

@@ -21,6 +21,8 @@ from ..common.errors import UserError
 from ..common.launch import process_state
 from .weights import WeightsError, load_whole, some_names
 
+CPU_TOKENS = 1024  # of one pass; see `padded_batches`
+
 # position ids start after the padding index in these
 _OFFSET_POSITIONS = ("roberta", "longformer", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
 
@@ -137,15 +139,21 @@ def position_limit(config, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def padded_batches(
-    rows: Sequence[Sequence[int]], pad_id: int, batch_size: int, device: torch.device | str
+    rows: Sequence[Sequence[int]], pad_id: int, batch_size: int, device: torch.device | str, packed: bool = False
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Batches of rows of similar length, longest first, padded on the right.
 
+    On a CPU a batch has at most CPU_TOKENS tokens, padding included, or one row: more are no faster there, and what is
+    computed for padding is lost. packed: the model computes nothing for padding; batches are as large as they may be.
     Yields the indices of the rows, ids (b, T) and attention mask (b, T), int64 on `device`.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    limited = torch.device(device).type == "cpu" and not packed
+    start = 0
+    while start < len(order):
+        fitting = CPU_TOKENS // max(len(rows[order[start]]), 1) if limited else batch_size
+        indices = order[start : start + max(1, min(batch_size, fitting))]
+        start += len(indices)
         ids = torch.full((len(indices), len(rows[indices[0]])), pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for k, i in enumerate(indices):

@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_input_len", type=positive_int, help="prompt tokens (default: as in training)")
     add("--max_generated_len", type=positive_int, help="response tokens (default: as in training)")
     add("--batch_size", type=positive_int, default=32, help="prompts per generation batch")
-    add("--rm_max_batch_size", type=positive_int, default=8, help="texts per forward pass of a reward model")
+    add("--rm_max_batch_size", type=positive_int, default=8, help="most texts per forward pass of a reward model")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="weights of policy and reward models")
     add("--seed", type=seed_value, default=42, help="seed of the sampling and of --limit")
     add("--samples_per_prompt", type=positive_int, default=1, help="responses to sample for each prompt")

@@ -12,7 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, LongformerConfig, T5Config
 
 from alarm.common.errors import UserError
-from alarm.models.load import has_encoder, load_config, load_model, load_tokenizer, padded_batches, position_limit
+from alarm.models.load import (
+    CPU_TOKENS,
+    has_encoder,
+    load_config,
+    load_model,
+    load_tokenizer,
+    padded_batches,
+    position_limit,
+)
 
 
 @pytest.fixture
@@ -78,6 +86,18 @@ def test_padded_batches_hold_each_row_once(rows, size):
             assert row[~kept.bool()].tolist() == [0] * (ids.shape[1] - len(rows[i]))
     assert [seen[i] for i in range(len(rows))] == rows
     assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "device, packed, sizes",
+    [("cpu", False, [1, 2, 4, 8, 5]), ("cpu", True, [8, 8, 4]), ("meta", False, [8, 8, 4])],
+)
+def test_a_batch_on_a_cpu_is_limited_by_its_tokens(device, packed, sizes):
+    """Long rows go alone, short ones together; not where more rows are faster, or padding costs nothing."""
+    lengths = [3 * CPU_TOKENS, CPU_TOKENS // 2, CPU_TOKENS // 2, *[CPU_TOKENS // 4] * 4, *[2] * 13]
+    batches = list(padded_batches([[1] * length for length in lengths], 0, 8, device, packed))
+    assert [len(indices) for indices, _, _ in batches] == sizes
+    assert [ids.shape[1] for _, ids, _ in batches] == [lengths[indices[0]] for indices, _, _ in batches]
 
 
 def test_config_of_another_kind_is_read(gpt2):

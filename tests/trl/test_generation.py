@@ -306,8 +306,12 @@ def test_what_is_passed_is_used(t5, given):
     expected = [row[: row.index(1) + 1] if 1 in row else row for row in rows]
     ask_for(t5, "repetition_penalty", 50.0)
     ask_for(t5, "temperature", 9.0)
+    if given.get("do_sample"):
+        given["synced_gpus"] = False  # of `generate`: with it transformers samples, whose draws are those of `rows`
     assert answers(t5, **given) == expected
-    assert answers(t5, generation_config=GenerationConfig(**given)) == expected
+    fields = {name: value for name, value in given.items() if name != "synced_gpus"}
+    rest = {name: value for name, value in given.items() if name == "synced_gpus"}
+    assert answers(t5, generation_config=GenerationConfig(**fields), **rest) == expected
 
 
 def test_a_settings_object_of_the_caller(t5):
@@ -429,7 +433,9 @@ def test_a_row_that_a_string_stops_has_no_padding(t5, tiny_t5):
     tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
     how = {**SAMPLING, "max_new_tokens": 12, "temperature": 5.0}
     queries = QUERIES.repeat(8, 1)
-    free = answers(t5, queries, **how, eos_token_id=None)
+    # with a criterion, as below, transformers samples: the draws are the same
+    never = [lambda ids, scores, **kwargs: torch.zeros(len(ids), dtype=torch.bool)]
+    free = answers(t5, queries, **how, eos_token_id=None, stopping_criteria=never)
 
     def length(row):
         """Tokens up to the first whose text ends the response, or to the end token."""

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
+from .t5_generation import covers, decoder_of
+
 SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_beams": 1}  # the policy itself
 GREEDY = {"do_sample": False, "num_beams": 1}
 
@@ -136,11 +138,18 @@ def generate(
     base = _base_model(model)
     if base.config.model_type == "fsmt" and "use_cache" not in fields:
         settings.use_cache = False  # with it positions after a sampled pad token are others than in scoring
+    # before anything is set up for transformers: small models on a CPU have a way of their own
+    quick = None if arguments or tokens.prefix or not covers(settings, NEUTRAL) else decoder_of(model, base)
     if tokens.prefix:
         decoder_ids = query_ids.new_tensor([[settings.decoder_start_token_id, *tokens.prefix]])
         arguments["decoder_input_ids"] = decoder_ids.repeat(len(query_ids), 1)
-    with _without_own_settings(base):
-        output = model.generate(input_ids=query_ids, attention_mask=query_mask, generation_config=settings, **arguments)
+    if quick is not None:
+        output = quick.generate(query_ids, query_mask, settings)
+    else:
+        with _without_own_settings(base):
+            output = model.generate(
+                input_ids=query_ids, attention_mask=query_mask, generation_config=settings, **arguments
+            )
     first = 1 + len(tokens.prefix) if base.config.is_encoder_decoder else query_ids.shape[1]
     ends = [] if settings.eos_token_id is None else settings.eos_token_id
     ends = torch.as_tensor(ends, dtype=torch.long, device=output.device).reshape(-1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import PushToHubMixin
 
 from .adapters import (
@@ -298,6 +299,10 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
             output = self.pretrained_model(**inputs)
         return output, kept[-1]
 
+    def shares_queries(self) -> bool:
+        """Whether rows of an input that have the same query share its encoding."""
+        return False
+
     def _accepted(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Those arguments that the wrapped model's forward has."""
         names = inspect.signature(self.base_model.forward).parameters
@@ -394,6 +399,24 @@ class AutoModelForSeq2SeqLMWithValueHead(PreTrainedModelWrapper):
     transformers_parent_class = AutoModelForSeq2SeqLM
     lm_head_namings = ("lm_head", "embed_out", "output_projection")
     query_padding = "right"
+    sharing_types = ("t5", "mt5")  # whose encoder reads nothing but ids and mask
+
+    def shares_queries(self) -> bool:
+        """Only without dropout in the encoder: it is another for each row."""
+        encoder = self.base_model.get_encoder()
+        active = any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in encoder.modules())
+        return self.config.model_type in self.sharing_types and not active
+
+    def _run(self, **inputs: Any) -> tuple[Any, Tensor]:
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if mask is None or ids is None or "encoder_outputs" in inputs or not self.shares_queries():
+            return super()._run(**inputs)
+        both, row_of = torch.unique(torch.stack([ids, mask.to(ids)]), dim=1, return_inverse=True)
+        if both.shape[1] < len(ids):
+            hidden = self.base_model.get_encoder()(input_ids=both[0], attention_mask=both[1]).last_hidden_state
+            del inputs["input_ids"]
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden.index_select(0, row_of))
+        return super()._run(**inputs)
 
     def response_inputs(self, query_ids: Tensor, query_mask: Tensor, response_ids: Tensor, mask: Tensor) -> dict:
         """Arguments of `forward` such that output t scores response token t.

@@ -42,21 +42,56 @@ def _by_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> 
     return torch.cat(parts)
 
 
-def _chunk_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """log p(y) = z_y - log sum_v exp z_v, for (N, V) logits and (N,) labels."""
-    logits = logits.float()
-    return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+class _TokenStatistics(torch.autograd.Function):
+    """log p(y) = z_y - log sum_v exp z_v, and the entropy H = log sum_v exp z_v - sum_v p_v z_v, which has no gradient.
+
+    From (N, V) logits and (N,) labels, `rows` rows at a time. Besides the logits a number for each row is kept.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        log_sums, entropies = [], []
+        for part in logits.split(rows):
+            z = part.float()
+            highest = z.amax(-1, keepdim=True)
+            highest = torch.where(torch.isfinite(highest), highest, 0)
+            weights = (z - highest).exp_()
+            total = weights.sum(-1)
+            log_sums.append(total.log() + highest[:, 0])
+            entropies.append(log_sums[-1] - weights.mul_(z).sum(-1) / total)
+        log_sum, entropy = torch.cat(log_sums), torch.cat(entropies)
+        ctx.save_for_backward(logits, labels, log_sum)
+        ctx.rows = rows
+        ctx.mark_non_differentiable(entropy)
+        return logits.gather(-1, labels[:, None]).squeeze(-1).float() - log_sum, entropy
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _) -> tuple[Tensor, None, None]:
+        """d log p(y) / d z_v = [v = y] - p_v"""
+        logits, labels, log_sum = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        parts = zip(*[x.split(ctx.rows) for x in (logits, labels, log_sum, gradient, found)], strict=True)
+        for z, y, s, g, place in parts:
+            slope = (z.float() - s[:, None]).exp_().mul_(-g[:, None])
+            place.copy_(slope.scatter_add_(1, y[:, None], g[:, None]))
+        return found, None, None
 
 
-def token_logprobs(logits: Tensor, labels: Tensor, chunk_rows: int | None = None) -> Tensor:
-    """Log-probabilities (B, T) float32 of `labels` (B, T) under `logits` (B, T, V) of any float type.
+def token_statistics(logits: Tensor, labels: Tensor, chunk_rows: int | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `labels` (B, T) under `logits` (B, T, V) of any float type, and entropies in nats.
 
-    Rows go through float32 a bounded chunk at a time, and the backward pass computes them again: no float32 (B, T, V)
-    tensor is ever kept.
+    Both (B, T) float32; the entropies have no gradient. Rows go through float32 a bounded chunk at a time, in the
+    backward pass too: no float32 (B, T, V) tensor is ever kept.
     """
     vocabulary = logits.shape[-1]
     rows = _rows_per_chunk(vocabulary, chunk_rows)
-    return _by_chunks(_chunk_logprobs, rows, logits.reshape(-1, vocabulary), labels.reshape(-1)).view(labels.shape)
+    found = _TokenStatistics.apply(logits.reshape(-1, vocabulary), labels.reshape(-1), rows)
+    return tuple(x.view(labels.shape) for x in found)
+
+
+def token_logprobs(logits: Tensor, labels: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """The log-probabilities of `token_statistics`."""
+    return token_statistics(logits, labels, chunk_rows)[0]
 
 
 def _chunk_entropy(logits: Tensor) -> Tensor:
@@ -67,7 +102,7 @@ def _chunk_entropy(logits: Tensor) -> Tensor:
 
 
 def token_entropy(logits: Tensor, chunk_rows: int | None = None, differentiable: bool = False) -> Tensor:
-    """Entropy (B, T) float32 in nats of the distributions `logits` (B, T, V), chunk by chunk as `token_logprobs`.
+    """Entropy (B, T) float32 in nats of the distributions `logits` (B, T, V), chunk by chunk as `token_statistics`.
 
     It has a gradient only if `differentiable`.
     """
