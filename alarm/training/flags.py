@@ -208,7 +208,6 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add("max_grad_norm", "2-norm to which gradients are clipped (0: no clipping)", nonnegative_float)
     add("eval_interval", "PPO steps between evaluations on the dev file (0: none)", int)
     add("eval_batch_size", "prompts per generation batch on the dev file", positive_int)
-<<<<<<< HEAD
     add(
         "rollout_interval",
         f"PPO steps between those whose answers go to {ROLLOUTS}, the first step and the last among them; answers to "
@@ -230,10 +229,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         positive_int,
         default=4000,
     )
-    add("rm_max_batch_size", "texts per forward pass of a reward model", positive_int)
-=======
     add("rm_max_batch_size", "most texts per forward pass of a reward model", positive_int)
->>>>>>> gen17
     add("max_steps", "stop after this many PPO steps, instead of the full duration", positive_int)
 
     add(
