@@ -123,6 +123,8 @@ def small_stages(world: World, args: argparse.Namespace, work: Path) -> list[Sta
             if name == RECOMMENDED:
                 combiner, chosen = recommended(work / "best_of_n.json")
                 own = {"reward_type": combiner} | chosen
+            # the same dev prompts again and again, so that they can be followed in rollouts.html
+            own |= {"eval_interval": 10, "eval_batch_size": 200}
             return words(
                 ["-m", "alarm.train_ppo"], **flags | own, max_steps=steps, checkpoint_interval=10, resume=True,
                 save_dir=work / "runs" / name,

@@ -295,7 +295,8 @@
     const values = panel.lines.flatMap((line) => [...line.mean, ...line.dev]).filter((value) => value !== null);
     let [low, high] = panel.ends ?? [Math.min(...values), Math.max(...values)];
     if (!values.length) [low, high] = [0, 1];
-    if (low === high) [low, high] = [low - 1, high + 1];
+    // a difference of rounding alone is no curve, as in alarm/training/plot.py
+    if (high - low <= 1e-9 * Math.max(1, Math.abs(low), Math.abs(high))) [low, high] = [low - 1, low + 1];
     const y = (value) => HEIGHT - 5 - ((Math.min(Math.max(value, low), high) - low) / (high - low)) * (HEIGHT - 10);
     const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     panel.lines.forEach((line, run) => {
