@@ -402,14 +402,19 @@ def draw_curves(records: Records, names: Sequence[str], axes) -> None:
 
 
 def draw_ranks(records: Records, names: Sequence[str], axes) -> None:
-    combiners = names_of(records.world, "a")
-    for row in ranked(records):
-        point, of_a = (row.gain, row.trained.mean), row.run in combiners
+    combiners, rows = names_of(records.world, "a"), list(ranked(records))
+    points = {row.run: np.array((row.gain, row.trained.mean)) for row in rows}
+    for row in rows:
+        point, of_a = points[row.run], row.run in combiners
         axes.plot(*point, "o" if of_a else "x", color="black" if of_a else "grey")
-        if of_a:
+        crowded = any((abs(point - other) < 0.04).all() for name, other in points.items() if name != row.run)
+        if of_a and not crowded:
             axes.annotate(row.run, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
     axes.axhline(0, color="grey", linewidth=0.5)
-    axes.set(xlabel="gain by best of n (crosses: other settings)", ylabel="gain by PPO, test prompts")
+    axes.set(
+        xlabel="gain by best of n (crosses: other settings; without a name: see the table)",
+        ylabel="gain by PPO, test prompts",
+    )
 
 
 def draw_bars(records: Records, names: Sequence[str], axes) -> None:
