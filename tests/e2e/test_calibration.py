@@ -127,15 +127,24 @@ def test_a_calibration_of_the_other_task_is_refused(world, calibration, tmp_path
     assert "of task qa, not of mt" in refused(load_script("MT/train_ppo.py").main, flags, capfd)
 
 
-def drifting(world, calibration) -> list[str]:
+def drifting(world, calibration, folder) -> list[str]:
     """Answers may be twice as long as when they were calibrated, and the random policy seldom ends them."""
-    flags = [*without_constants(world.flags), "--calibration", str(calibration), "--eval_interval", "0"]
+    found = json.loads(calibration.read_text())
+    lengths = np.array([11.0] + [12.0] * 23)  # whether one of 24 really ended early is chance
+    found["rewards"]["length"] |= {
+        "mean": lengths.mean(),
+        "std": lengths.std(),
+        "percentiles": {str(p): np.percentile(lengths, p) for p in range(101)},
+    }
+    own = folder / "drifting.json"
+    own.write_text(json.dumps(found))
+    flags = [*without_constants(world.flags), "--calibration", str(own), "--eval_interval", "0"]
     return [*flags, "--max_generated_len", "24", "--batch_size", "8", "--checkpoint_interval", "1", "--resume"]
 
 
 def test_a_run_that_drifts_warns_once(world, train_ppo, calibration, tmp_path, capfd):
     run = tmp_path / "run"
-    train_ppo([*drifting(world, calibration), "--max_steps", "7", "--save_dir", str(run)])
+    train_ppo([*drifting(world, calibration, tmp_path), "--max_steps", "7", "--save_dir", str(run)])
     out = capfd.readouterr().out
     assert "note" in out and "(1024, 12)" in out
     said = [line for line in out.splitlines() if line.startswith("warning: ") and "mean of response_length" in line]
@@ -153,7 +162,7 @@ def warned_steps(rows: list[dict]) -> list[int]:
 
 @pytest.mark.slow
 def test_what_drift_knows_survives_a_resume(world, train_ppo, calibration, tmp_path, capfd):
-    flags = drifting(world, calibration)
+    flags = drifting(world, calibration, tmp_path)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     said = []
     for folder, steps in ((whole, 7), (parts, 3), (parts, 6), (parts, 7)):
@@ -167,7 +176,7 @@ def test_what_drift_knows_survives_a_resume(world, train_ppo, calibration, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_watch_the_union_of_their_responses(world, calibration, tmp_path):
-    flags = drifting(world, calibration)
+    flags = drifting(world, calibration, tmp_path)
     flags += ["--batch_size", "4"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, steps in ((whole, 6), (parts, 3), (parts, 6)):

@@ -86,7 +86,7 @@ def test_the_whole_quickstart_on_a_small_world(name, tmp_path, capfd, fresh_acce
         assert (work / file).is_file() and file in shown
     run.main(flags)
     again = capfd.readouterr().out
-    assert again.count("done before") == 17 and found == json.loads((work / "results.json").read_text())
+    assert again.count("done before") == 18 and found == json.loads((work / "results.json").read_text())
 
 
 def bench(tmp_path, dev: dict[str, float]):
