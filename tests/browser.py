@@ -134,11 +134,13 @@ class Browser:
         return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
 
     def click(self, selector: str) -> None:
-        """A real click in the middle of an element."""
-        element = f"document.querySelector({json.dumps(selector)})"
+        """A real click in the middle of an element, once it has stopped moving."""
         box = self.run(
-            f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(async () => {{ const place = () => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'});"
+            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; };"
+            "let old, now = place(); do { old = now; await new Promise(requestAnimationFrame); await new Promise("
+            "requestAnimationFrame); now = place(); } while (String(now) !== String(old)); return now; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)

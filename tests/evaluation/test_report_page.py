@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import Browser, needs_browser
+from browser import needs_browser
 
 from helpers import FIXTURES, ROOT
 
@@ -33,22 +33,6 @@ def page(tmp_path_factory) -> Path:
         rows[3]["generation"] = f"{path.stem} {SCRIPT} \ud800"
         path.write_text(json.dumps(rows))
     return compare(folder)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    browser.size(1280)
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def opened(browser, page) -> Browser:
-    browser.open(page)
-    yield browser
-    assert browser.requests == [page.as_uri()]
-    assert browser.problems == []
 
 
 def test_all_prompts_filters_and_what_the_tables_say(opened, page):
@@ -128,5 +112,5 @@ def test_one_run_has_no_verdicts(browser, page, tmp_path):
     assert browser.text("#status") == "40 of 40 prompts"
     assert browser.run("document.querySelector('#run-a').closest('label').hidden")
     browser.click(".tabulator-row [tabulator-field=prompt]")
-    assert browser.run("document.querySelectorAll('#both article').length") == 1
+    browser.wait("document.querySelectorAll('#both article').length === 1")
     assert browser.problems == []

@@ -35,23 +35,6 @@ def page(runs, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    browser.size(1280)
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def opened(browser, page) -> Browser:
-    """The page as it opens from disk; the test must cause neither a request nor an error."""
-    browser.open(page)
-    yield browser
-    assert browser.requests == [page.as_uri()]
-    assert browser.problems == []
-
-
 def shown_rows(browser: Browser) -> int:
     return int(re.search(r"([\d,]+) of", browser.text("#status"))[1].replace(",", ""))
 
