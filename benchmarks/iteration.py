@@ -88,9 +88,8 @@ def make_world(name: str, folder: Path, args: argparse.Namespace) -> dict:
 
         world = SMALL_WORLDS["mt"]
         flags = world.files(world.shipped, Path(args.data).resolve()) | dict(world.ppo)
-        flags["task"] = str(ROOT / world.task)
-        task = flags.pop("task")
-        return {"task": task, "argv": flag_words(**flags, save_dir=folder / "run"), "answers": None}
+        del flags["task"]
+        return {"task": str(ROOT / world.task), "argv": flag_words(**flags, save_dir=folder / "run"), "answers": None}
     import torch
     import transformers
     from transformers import (

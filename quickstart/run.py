@@ -30,17 +30,16 @@ from miniature.stages import (
     time_table,
 )
 
-TASKS = (*WORLDS, "real-mt", "real-qa")
-# flags of the small worlds
-SMALL = {"built": None, "grammar_backend": "rules", "train_prompts": 3000, "dev_prompts": 200, "test_prompts": 500}
+SMALL = {"built": None, "train_prompts": 3000, "dev_prompts": 200, "test_prompts": 500}  # flags of the small worlds
 REAL = {"data_dir": None, "splitter": "en_core_web_sm"}  # flags of the others
+READ = {"mt": SMALL | {"grammar_backend": "rules"}, "qa": SMALL, "real-mt": REAL, "real-qa": REAL}  # and defaults
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """UserError for a flag that --task does not read."""
     flags = parser(__doc__.split("\n\n")[0])
     add = flags.add_argument
-    add("--task", default="mt", choices=TASKS, help="mt, qa: a small world; real-mt, real-qa: a sample of real data")
+    add("--task", default="mt", choices=READ, help="mt, qa: a small world; real-mt, real-qa: a sample of real data")
     add("--work_dir", help="folder of everything that is written (default: quickstart/work/TASK)")
     add("--built", help="mt, qa: a world of miniature.build (default: the shipped one)")
     add(
@@ -54,11 +53,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=positive_int, help="at most this many steps in every training stage (for a quick look)")
     add("--seed", type=seed_value, default=42, help="seed of every stage")
     args = flags.parse_args(argv)
-    read, unread = (SMALL, REAL) if args.task in WORLDS else (REAL, SMALL)
-    if given := [name for name in unread if getattr(args, name) is not None]:
+    read = READ[args.task]
+    unread = {name for flags_read in READ.values() for name in flags_read} - read.keys()
+    if given := sorted(name for name in unread if getattr(args, name) is not None):
         raise UserError(f"--{given[0]} has no effect with --task {args.task}; drop it")
-    if args.task == "qa" and args.grammar_backend is not None:
-        raise UserError("--grammar_backend has no effect with --task qa; drop it")
     for name, default in read.items():
         if getattr(args, name) is None:
             setattr(args, name, default)

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -144,6 +145,35 @@ def _parse_lines(text: str, path: str | Path) -> list:
     return rows
 
 
+def growing_rows(path: Path, what: str, checked: Callable[[object], dict]) -> Iterator[tuple[str, dict]]:
+    """The lines of a JSON lines file to which a process adds, without their ends, and what `checked` makes of each.
+
+    A last line that is still being written, or that a kill cut short, is left out. UserError names any other line that
+    is no row: that is no JSON, or for which `checked` raises KeyError, TypeError or ValueError with the reason.
+    Raises OSError if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.removesuffix(b"\n").decode("utf-8")
+                row = checked(json.loads(text))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise UserError(
+                    f"{path}, line {number} is not a row of {what} ({_reason(error)}); fix or remove that line"
+                ) from None
+            yield text, row
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    if isinstance(error, TypeError):
+        return str(error)
+    return "brackets are nested too deeply" if isinstance(error, RecursionError) else "it is no JSON"
+
+
 def _wrapper(row: dict) -> str | None:
     """The name under which an object holds a list of objects and little else: {"data": [{...}, ...]}."""
     for name, value in row.items():
@@ -232,19 +262,25 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all (temporary file, fsync, rename)."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a temporary file that becomes `path` when the block ends well, replacing an older one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all (temporary file, fsync, rename)."""
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -309,9 +309,9 @@ def compare(
     drawn: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for i, j in combinations(range(len(runs)), 2):
         names = (runs[i].name, runs[j].name)
-        verdicts = pair_verdicts(seeds, i, j, task, judgements)
-        judged = [one_seed[names] for one_seed in judgements or []]
         values = [comparable_metrics([s[i], s[j]]) for s in seeds]
+        judged = [one_seed[names] for one_seed in judgements or []]
+        verdicts = _verdicts(values, list(runs[0].metrics), task, judged)
         lengths = [np.subtract(*of_seed[LENGTH]) for of_seed in values if LENGTH in of_seed]
         differences = {
             name: np.stack([of_seed[i][name] - of_seed[j][name] for of_seed in features]) for name in features[0][0]
@@ -348,13 +348,21 @@ def pair_verdicts(
 
     1: run i wins, 0: tie, -1: run j wins, NaN: unknown.
     """
+    runs = seeds[0]
+    judged = [one_seed[runs[i].name, runs[j].name] for one_seed in judgements or []]
     values = [comparable_metrics([s[i], s[j]]) for s in seeds]
+    return _verdicts(values, list(runs[0].metrics), task, judged)
+
+
+def _verdicts(
+    values: list[dict[str, np.ndarray]], metrics: Sequence[str], task: Task, judged: list[list[Judgement]]
+) -> dict[str, np.ndarray]:
+    """`pair_verdicts` of the comparable metrics, (2, N) each, and the judgements of a pair, one entry a seed."""
     verdicts = {
         metric: np.stack([metric_verdicts(*of_seed[metric], metric in task.lower_wins) for of_seed in values])
-        for metric in seeds[0][0].metrics
+        for metric in metrics
     }
-    if judgements:
-        judged = [one_seed[seeds[0][i].name, seeds[0][j].name] for one_seed in judgements]
+    if judged:
         verdicts[JUDGE] = np.array([[_known(one.verdict) for one in row] for row in judged])
     return verdicts
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from ..common.distinct import distinct
 from ..common.errors import UserError
 from ..tasks.sentences import find_splitter, make_splitter
 
 COPIED_RUN = 4  # words in a row that the prompt has too: fewer are chance
-REPEATED = 3  # words that count as repeated if they came before
+REPEATED = 3  # words or tokens that count as repeated if they came before
 
 _WORD = re.compile(r"\w+(?:'\w+)*")
 
@@ -40,8 +40,8 @@ def copied_share(prompt: Sequence[str], answer: Sequence[str], run: int = COPIED
     return sum(covered) / len(answer)
 
 
-def repeated_share(answer: Sequence[str], size: int = REPEATED) -> float:
-    """The share of the runs of `size` words that came before in the answer; 0 for an answer without such a run."""
+def repeated_share(answer: Sequence[Hashable], size: int = REPEATED) -> float:
+    """The share of the runs of `size` words or tokens that came before in the answer; 0 for one without such a run."""
     count = len(answer) - size + 1
     return 1 - len({tuple(answer[i : i + size]) for i in range(count)}) / count if count > 0 else 0.0
 

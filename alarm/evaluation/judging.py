@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from ..api import LENGTH, Task
+from ..api import HOLISTIC, LENGTH, Task
 from ..common.console import Column, Section, Table
 from ..common.distinct import distinct
 from ..common.errors import UserError
@@ -115,7 +115,7 @@ def choose_judges(names: Sequence[str], ensembles: Sequence[str], task: Task) ->
     single |= {column: Wanted(metrics={column: one}) for column, one in asked.metrics.items()}
     single |= {column: Wanted(models={column: model}) for column, model in asked.models.items()}
     if asked.holistic:
-        single["holistic_reward"] = Wanted(holistic=True)
+        single[HOLISTIC] = Wanted(holistic=True)
     if tokens := [name for name, wanted in single.items() if wanted.needs_tokens]:
         raise UserError(f"--judges {tokens[0]} depends on tokens, which are not known here; leave it out")
     llm = LLM in names

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..api import LENGTH, Task
+from ..api import HOLISTIC, LENGTH, RAW_HOLISTIC, Task
 from ..common.console import Column, Section, Table, print_table, say_counts
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_new_file, check_writable, is_finite_number, is_text, read_rows, write_json, write_rows
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     columns = [*wanted.columns, *([JUDGE] if JUDGE in args.add else [])]
     check_columns(columns, rows, args)
     parts = wanted.holistic or wanted.metrics
-    if parts and any("raw_holistic" in row for row in rows) and set(columns) & set().union(*rows):
+    if parts and any(RAW_HOLISTIC in row for row in rows) and set(columns) & set().union(*rows):
         raise UserError(
             f"{args.generations} holds samples with the parts of their rewards, which --replace would contradict; "
             "write them again with train_ppo.py --test"
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{', '.join(wanted.needs_tokens)}: of the tokens that {args.policy_ckpt} gives the texts, not the sampled"
         )
     if wanted.holistic:
-        print(f"holistic_reward: (raw - ultra_mean {args.ultra_mean:.6g}) / ultra_std {args.ultra_std:.6g}")
+        print(f"{HOLISTIC}: (raw - ultra_mean {args.ultra_mean:.6g}) / ultra_std {args.ultra_std:.6g}")
     found = score_answers(wanted, task, args, answers, tokenizer)
     added = dict(found.columns)
     if judge is not None:

@@ -47,7 +47,7 @@ def read_folder(
 
     Raises UserError for a missing or empty folder, a bad file (`read_run`), and runs whose queries differ.
     """
-    paths = _run_files(folder)
+    paths = run_files(folder)
     if not paths:
         inner = sorted(path.parent for path in folder.glob("*/*.json"))
         hint = f"give one of its sub-folders, such as {inner[0]}" if inner else "write some with train_ppo.py --test"
@@ -67,7 +67,7 @@ def read_seeds(
     Returns the runs of each seed, {"": runs} if there are no seed folders. Raises UserError if both are there,
     and if seeds do not hold the same runs on the same prompts.
     """
-    paths = _run_files(folder)
+    paths = run_files(folder)
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and SEED_FOLDER.fullmatch(path.name))
     if paths and inner:
         raise UserError(
@@ -89,7 +89,8 @@ def read_seeds(
     return seeds
 
 
-def _run_files(folder: Path) -> list[Path]:
+def run_files(folder: Path) -> list[Path]:
+    """The generations files of a folder, by name; none of its sub-folders. UserError if it is no folder."""
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give the folder that holds the generation files")
     if not folder.is_dir():

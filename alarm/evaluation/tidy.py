@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
-from ..common.files import is_finite_number, read_rows
-from .provenance import SIDECAR
+from ..common.files import is_finite_number, read_rows, whole_file
 from .runs import SEED_FOLDER
+from .runs import run_files as files_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,8 +31,7 @@ def run_files(paths: Sequence[Path]) -> list[tuple[str, str, Path]]:
             files = [path]
         elif path.is_dir():
             seeds = [folder for folder in path.iterdir() if folder.is_dir() and SEED_FOLDER.fullmatch(folder.name)]
-            files = [file for folder in (path, *sorted(seeds)) for file in sorted(folder.glob("*.json"))]
-            files = [file for file in files if not file.name.endswith(SIDECAR) and not file.name.startswith(".")]
+            files = [file for folder in (path, *sorted(seeds)) for file in files_of(folder)]
         else:
             raise UserError(f"{path} does not exist; give generations files, or folders of them")
         if not files:
@@ -42,7 +40,7 @@ def run_files(paths: Sequence[Path]) -> list[tuple[str, str, Path]]:
             folder = file.absolute().parent.name
             seed = folder if SEED_FOLDER.fullmatch(folder) else ""
             found.append((seed, file.name.removesuffix(".json"), file))
-    if twice := [key for key in {one[:2] for one in found} if sum(one[:2] == key for one in found) > 1]:
+    if twice := [key for key, count in Counter((seed, run) for seed, run, _ in found).items() if count > 1]:
         raise UserError(f"two files are run {'/'.join(filter(None, min(twice)))}; rename one of them")
     return found
 
@@ -104,16 +102,11 @@ def _metrics(path: Path, rows: list[dict]) -> list[str]:
 
 def write_tables(scores: DataFrame, prompts: DataFrame, stem: Path) -> list[Path]:
     """STEM.parquet, STEM.csv and the same of STEM-prompts, each whole or not at all. -> their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for table, name in ((scores, stem.name), (prompts, f"{stem.name}-prompts")):
         for ending, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
             path = stem.with_name(name + ending)
-            temporary = stem.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
+            with whole_file(path) as temporary:
                 write(temporary, index=False)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
             written.append(path)
     return written

@@ -316,10 +316,10 @@ def unit_margins(
     """At each labelled separator: logit of `error` minus that of no error, whether it is `error`, and the question."""
     import torch
 
-    from ..models.load import padded_batches
+    from ..models.load import is_longformer, padded_batches
 
     margins, is_error, questions = [], [], []
-    device, packed = next(model.parameters()).device, model.config.model_type == "longformer"
+    device, packed = next(model.parameters()).device, is_longformer(model)
     rows = [item["input_ids"] for item in items]
     with torch.inference_mode():
         for indices, ids, mask in padded_batches(rows, pad_id, batch_size, device, packed):

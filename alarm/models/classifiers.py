@@ -101,10 +101,10 @@ class _RewardModel:
         """
         import torch
 
-        from .load import padded_batches
+        from .load import is_longformer, padded_batches
 
         different, places = distinct(map(tuple, rows))
-        packed = self.model.config.model_type == "longformer"
+        packed = is_longformer(self.model)
         batches = padded_batches(different, self.tokenizer.pad_token_id, self.batch_size, self.model.device, packed)
         found: list = [None] * len(different)
         with torch.inference_mode():

@@ -138,6 +138,11 @@ def position_limit(config, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(limit, tokenizer.model_max_length)
 
 
+def is_longformer(model: PreTrainedModel) -> bool:
+    """Whether it computes nothing for padding (`models.longformer`)."""
+    return model.config.model_type == "longformer"
+
+
 def padded_batches(
     rows: Sequence[Sequence[int]], pad_id: int, batch_size: int, device: torch.device | str, packed: bool = False
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
-from ..common.files import check_folder, write_json, write_text
+from ..common.files import check_folder, growing_rows, write_json, write_text
 from ..common.identity import base_changes, changes, file_identity, model_identity, rows_identity
 from ..common.launch import is_main_process
 from .baselines import NAME as BASELINES
@@ -56,36 +56,36 @@ def read_log(path: Path) -> list[dict]:
 
 
 def read_steps(path: Path) -> Iterator[tuple[str, dict]]:
-    """The lines of a log.jsonl or a rollouts.jsonl, without their ends, and their rows.
-
-    A last line that is still being written, or that a kill cut short, is left out. UserError names any other line that
-    is no such row. Raises OSError if the file cannot be read.
-    """
-    what, is_row = STEP_FILES[path.name]
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.removesuffix(b"\n").decode("utf-8")
-                row = json.loads(text)
-                if not isinstance(row["step"], int) or not is_row(row):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError, RecursionError):
-                if not line.endswith(b"\n"):
-                    return
-                raise UserError(f"{path}, line {number} is not a row of {what}; fix or remove that line") from None
-            yield text, row
+    """The lines of a log.jsonl or a rollouts.jsonl, without their ends, and their rows (`growing_rows`)."""
+    return growing_rows(path, *STEP_FILES[path.name])
 
 
-def _is_log_row(row: dict) -> bool:
-    return all(isinstance(row[part], dict) for part in ("train", "dev", "warnings") if part in row)
+def step_row(row: object) -> dict:
+    """The row, if it is an object with an integer `step`. Raises KeyError or TypeError."""
+    if not isinstance(row, dict):
+        raise TypeError("it is no object")
+    if isinstance(row["step"], bool) or not isinstance(row["step"], int):
+        raise TypeError("'step' must be a whole number")
+    return row
 
 
-def _is_rollout(row: dict) -> bool:
-    return row["split"] in ("train", "dev")
+def _log_row(row: object) -> dict:
+    row = step_row(row)
+    for part in ("train", "dev", "warnings"):
+        if not isinstance(row.get(part, {}), dict):
+            raise TypeError(f"{part!r} must be an object")
+    return row
 
 
-# files with rows of steps, which a resume cuts back -> what they are, and what each row must hold beside its step
-STEP_FILES = {"log.jsonl": ("a training log", _is_log_row), ROLLOUTS: ("kept rollouts", _is_rollout)}
+def _rollout_row(row: object) -> dict:
+    row = step_row(row)
+    if row["split"] not in ("train", "dev"):
+        raise TypeError("'split' must be train or dev")
+    return row
+
+
+# files with rows of steps, which a resume cuts back -> what they are, and what checks a row
+STEP_FILES = {"log.jsonl": ("a training log", _log_row), ROLLOUTS: ("kept rollouts", _rollout_row)}
 
 
 def check_trained_base(policy: Path, anyway: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 RESPONSE_COST = 2  # of a response token, in query tokens: it reads the query too, and gets logits
@@ -36,3 +37,9 @@ def alike(
         for order in (by_query, by_response):
             candidates.append([order[start:end] for start, end in itertools.pairwise(cuts)])
     return min(candidates, key=lambda parts: sum(map(cost, parts)))
+
+
+def different_queries(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ids (B, Q) and mask (B, Q) -> those of the U different rows, (U, Q) each, and which of them a row has, (B,)."""
+    both, row_of = torch.unique(torch.stack([ids, mask.to(ids)]), dim=1, return_inverse=True)
+    return both[0], both[1], row_of

@@ -24,6 +24,7 @@ from .adapters import (
     reward_adapter_active,
     save_adapter,
 )
+from .batching import different_queries
 from .corrections import correct_attention
 from .generation import special_tokens
 from .loading import check_folder, load_language_model, source_arguments
@@ -411,9 +412,9 @@ class AutoModelForSeq2SeqLMWithValueHead(PreTrainedModelWrapper):
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if mask is None or ids is None or "encoder_outputs" in inputs or not self.shares_queries():
             return super()._run(**inputs)
-        both, row_of = torch.unique(torch.stack([ids, mask.to(ids)]), dim=1, return_inverse=True)
-        if both.shape[1] < len(ids):
-            hidden = self.base_model.get_encoder()(input_ids=both[0], attention_mask=both[1]).last_hidden_state
+        different, masks, row_of = different_queries(ids, mask)
+        if len(different) < len(ids):
+            hidden = self.base_model.get_encoder()(input_ids=different, attention_mask=masks).last_hidden_state
             del inputs["input_ids"]
             inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden.index_select(0, row_of))
         return super()._run(**inputs)

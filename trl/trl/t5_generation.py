@@ -23,6 +23,8 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from .batching import different_queries
+
 MODELS = ("transformers.models.t5.modeling_t5", "transformers.models.mt5.modeling_mt5")
 PARTS = (*MODELS, "torch.nn.modules.", "transformers.activations", "peft.tuners.lora.")  # modules of a known kind
 # fields of GenerationConfig that are followed, and the value of each other one that changes nothing, besides None
@@ -214,9 +216,8 @@ class T5Decoder:
 
     def _encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each different query once: hidden states (U, Q, d), mask (U, Q), and which of them a row has (B,)."""
-        both, row_of = torch.unique(torch.stack([ids, mask.to(ids)]), dim=1, return_inverse=True)
-        hidden = self.encoder(input_ids=both[0], attention_mask=both[1]).last_hidden_state
-        return hidden, both[1], row_of
+        ids, mask, row_of = different_queries(ids, mask)
+        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask, row_of
 
     def _caches(self, batch: int, length: int) -> list[RowsFirst] | list[RowsLast]:
         kind = RowsLast if batch >= 32 and length * self.head_dim <= 2048 else RowsFirst

@@ -13,7 +13,13 @@ from pathlib import Path
 from ..report.tables import escape_html
 
 FOLDER = Path(__file__).parent
+DIGITS = 5  # significant, of numbers in a page; the files have all of them
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def rounded(value: float) -> float:
+    """A number as pages hold it."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 def embed_json(value: object) -> str:

@@ -11,11 +11,10 @@ import numpy as np
 from ...api import Task
 from ..compare import HOLISTIC, Judgements, comparable_metrics, criterion_title, pair_verdicts
 from ..generations import Generations
-from ..pages.page import read_asset
+from ..pages.page import read_asset, rounded
 from .page import Answers
 
 FOLDER = Path(__file__).parent
-DIGITS = 5  # significant, of numbers in the page; the files have all of them
 
 
 def answers_section(
@@ -62,7 +61,7 @@ def answers_data(
 
 
 def _numbers(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in values]
+    return [rounded(value) for value in values]
 
 
 def _verdicts(values: np.ndarray) -> list[int | None]:

@@ -12,8 +12,9 @@ import numpy as np
 from ...common.files import is_finite_number
 from ...tasks.find import BUILT_IN, find_task
 from ...training.plot import DEV_NAMES, SMOOTH, panels_of, running_mean
+from ..features import repeated_share
 from ..pages.colours import REWARD_CSS, STEPS
-from ..pages.page import assemble, read_asset, table_scripts, table_styles
+from ..pages.page import assemble, read_asset, rounded, table_scripts, table_styles
 from ..report.tables import escape_html
 from .read import (
     DEV,
@@ -22,7 +23,6 @@ from .read import (
     changed_share,
     first_answers,
     numbers_of,
-    repeated_share,
     same_elsewhere,
     units,
 )
@@ -32,7 +32,6 @@ FOLDER = Path(__file__).parent
 MOST_RUNS = 6  # as in a figure of plot_run: more cannot be told apart
 REPEATED = 0.2  # share of repeated runs of tokens from which the page calls a text repeated
 APART = 0.5  # standard deviations by which the holistic reward and an aspect must go apart
-DIGITS = 5  # significant, of numbers in the page; the file has all of them
 
 
 def rollouts_page(runs: Sequence[Rollouts]) -> str:
@@ -115,14 +114,14 @@ def page_data(runs: Sequence[Rollouts]) -> dict:
 
 
 def shown(value: object) -> object:
-    """A number with DIGITS digits; "nan" and "inf" as text, which JSON has no number for; None for all else."""
+    """A number, `rounded`; "nan" and "inf" as text, which JSON has no number for; None for all else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not is_finite_number(value):
         return str(value) if isinstance(value, float) else f"{float('inf')}"
     if isinstance(value, int) or value == int(value):
         return int(value)
-    return float(f"{value:.{DIGITS}g}")
+    return rounded(value)
 
 
 def token_rewards(row: dict) -> tuple[list[int] | None, list | None]:
@@ -149,7 +148,7 @@ def strengths(rewards: list[list | None]) -> list[float]:
     sizes = [abs(one) for row in rewards if row for one in row if one and is_finite_number(one)]
     large = float(np.quantile(sizes, 0.95)) if sizes else STEPS[-1]
     factor = 10.0 ** math.ceil(math.log10(large / STEPS[-1]) - 1e-9)
-    return [float(f"{step * factor:.{DIGITS}g}") for step in STEPS]
+    return [rounded(step * factor) for step in STEPS]
 
 
 def curves(runs: Sequence[Rollouts]) -> list[dict]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...common.errors import UserError
-from ...common.files import is_finite_number
+from ...common.files import growing_rows, is_finite_number
 from ...common.texts import prompt_id
 from ...training.plot import RunLog, read_run
-from ...training.run import ROLLOUTS
+from ...training.run import ROLLOUTS, step_row
 
 TRAIN, DEV = "train", "dev"
-REPEATED_RUN = 3  # tokens
 
 
 @dataclass(frozen=True)
@@ -43,23 +41,13 @@ def read_rollouts(folder: str | Path, name: str) -> Rollouts:
         raise UserError(f"{folder} does not exist; give the --save_dir of a train_ppo.py")
     path = folder / ROLLOUTS
     try:
-        lines = path.read_bytes().split(b"\n")
+        rows = [row for _, row in growing_rows(path, "kept rollouts", _filled)]
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {ROLLOUTS}: it is no run's folder, or training kept no answers; train again for them"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a readable one") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(_checked(json.loads(line.decode("utf-8"))))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}, line {number} is not a row of rollouts ({_reason(error)}); fix or remove that line"
-            ) from None
     if not rows:
         raise UserError(f"{path} has no whole row yet; browse the run when it has one")
     if (folder / "log.jsonl").is_file():
@@ -67,13 +55,11 @@ def read_rollouts(folder: str | Path, name: str) -> Rollouts:
     return Rollouts(name, rows, _means(name, rows), False)
 
 
-def _checked(row: object) -> dict:
-    """The row with what every row needs. Raises ValueError, KeyError or TypeError for what is none."""
-    if not isinstance(row, dict):
-        raise TypeError("it is no object")
-    step, text = row["step"], row["generation"]
-    if isinstance(step, bool) or not isinstance(step, int) or not isinstance(text, str):
-        raise TypeError("'step' must be a whole number and 'generation' text")
+def _filled(row: object) -> dict:
+    """The row with what the page needs of every row. Raises KeyError or TypeError for what is none."""
+    row = step_row(row)
+    if not isinstance(row["generation"], str):
+        raise TypeError("'generation' must be text")
     prompt = row.get("prompt") if isinstance(row.get("prompt"), str) else ""
     known = row.get("prompt_id")
     sample = row.get("sample")
@@ -83,14 +69,6 @@ def _checked(row: object) -> dict:
         "prompt_id": known if isinstance(known, str) and known else prompt_id(prompt),
         "sample": sample if isinstance(sample, int) and not isinstance(sample, bool) else 0,
     }
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it has no {error.args[0]!r}"
-    if isinstance(error, TypeError):
-        return str(error)
-    return "brackets are nested too deeply" if isinstance(error, RecursionError) else "it is no JSON"
 
 
 def numbers_of(row: dict, field: str) -> dict[str, object]:
@@ -126,12 +104,6 @@ def units(row: dict) -> list[Hashable]:
     if isinstance(ids, list) and ids and all(isinstance(one, int) for one in ids):
         return ids
     return row["generation"].split()
-
-
-def repeated_share(sequence: Sequence[Hashable]) -> float:
-    """The share of the runs of three tokens that came before in the same answer: 0 none, near 1 a loop."""
-    runs = list(zip(*(sequence[start:] for start in range(REPEATED_RUN)), strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def changed_share(a: Counter, b: Counter) -> float:

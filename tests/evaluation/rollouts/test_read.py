@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alarm.common.errors import UserError
 from alarm.common.texts import prompt_id
+from alarm.evaluation.features import repeated_share
 from alarm.evaluation.pages.page import embed_json
 from alarm.evaluation.rollouts.page import page_data, shown, strengths, token_rewards
 from alarm.evaluation.rollouts.read import (
@@ -19,7 +20,6 @@ from alarm.evaluation.rollouts.read import (
     changed_share,
     first_answers,
     read_rollouts,
-    repeated_share,
     same_elsewhere,
     units,
 )
