@@ -6,8 +6,11 @@ docs/trainers says which packages they were run with: put them on PYTHONPATH to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import queue
+import re
 import sys
 import threading
 import types
@@ -176,7 +179,7 @@ def post(port: int, body: object) -> tuple[int, dict]:
         return error.code, json.load(error)
 
 
-def test_the_server_for_openrlhf(tokenizer, capsys):
+def test_the_server_for_openrlhf(tokenizer):
     ended = []
 
     def run(call, port):
@@ -186,12 +189,13 @@ def test_the_server_for_openrlhf(tokenizer, capsys):
             ended.append(str(error))
 
     call = reward().openrlhf(tokenizer)
-    thread = threading.Thread(target=run, args=(call, 0))
-    thread.start()
-    out = ""
-    while "rewards at" not in out:
-        out += capsys.readouterr().out
-    port = int(out.split(":")[-1].strip().strip("/"))
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    thread = threading.Thread(target=run, args=(call, 0), daemon=True)
+    # not capsys: its readouterr() drops what another thread prints between its reading and its emptying
+    with contextlib.redirect_stdout(types.SimpleNamespace(write=said.put, flush=lambda: None)):
+        thread.start()
+        line = said.get(timeout=300)
+    port = int(re.search(r"rewards at .*:(\d+)/", line)[1])
     asked = {"query": ["q oh no!", "q oh no"], "prompts": ["q ", "q "], "labels": ["", ""]}
     assert post(port, asked)[1]["rewards"] == list(PAID.values())
     assert post(port, {"query": "x"})[0] == 400 and post(port, [])[0] == 400
