@@ -127,7 +127,11 @@ server.serve_forever()
 
 def group_members(server: LocalServer) -> list:
     """The live processes of the server's group: the watcher, `cat`, Java."""
-    group = json.loads((server.folder / "server.json").read_text())["group"]
+    return members(json.loads((server.folder / "server.json").read_text())["group"])
+
+
+def members(group: int) -> list:
+    """The live processes of a process group."""
     found = []
     for process in psutil.process_iter(["status"]):
         try:

@@ -13,7 +13,7 @@ from email.utils import formatdate
 
 import psutil
 import pytest
-from tasks.mt.languagetool_stub import group_members, java_of
+from tasks.mt.languagetool_stub import group_members, java_of, members
 
 from alarm.common.errors import UserError
 from alarm.tasks.mt.grammar import GrammarServiceError, Match, make_checker
@@ -363,10 +363,6 @@ def start_rank(jar, **env) -> subprocess.Popen:
         text=True,
         env=os.environ | env,
     )
-
-
-def members(group: int) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if p.pid != 0 and os.getpgid(p.pid) == group]
 
 
 def test_no_orphan_after_kill_9(fake_java):
