@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     judgements = judge_all(judge, list(compared.values())) if judge is not None else None
     found = compare(*compared.values(), task=task, judgements=judgements, control=control)
     setup = Setup(
-        folder=str(folder),
+        folder=str(args.generations_dir),
         prompts=len(used[0].queries),
         total_prompts=len(first[0].queries),
         draw_seed=args.seed,

@@ -76,17 +76,23 @@ def rows_of(task: Task, queries: list[str], path: str) -> list[dict]:
     return [rows[query] for query in queries]
 
 
+def minus(value: float) -> str:
+    """What is written behind a number that `value` is subtracted from."""
+    return f" {'+' if value < 0 else '-'} {abs(value):g}"
+
+
 def settings_shown(task: Task, args: argparse.Namespace, recipe: RewardRecipe) -> dict[str, str]:
     """What the rewards were made with, for the head of the report."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
     gate = f", threshold {recipe.threshold:g}" if recipe.reward_type in GATED else ""
     holistic = args.holistic_model or f"the function of {task.source}"
-    less = f"raw - {recipe.level:g} (for a group's mean, which PPO subtracts)" if recipe.baseline == "group" else "raw"
+    grouped = recipe.baseline == "group"
+    less = f"raw{minus(recipe.level)} (for a group's mean, which PPO subtracts)" if grouped else "raw"
     own = [flag.name for flag in (*task.flags, *(flag for aspect in task.aspects for flag in aspect.flags))]
     settings = "; ".join(f"{name} {getattr(args, name)}" for name in own if getattr(args, name) is not None)
     return {
         "reward": f"{recipe.reward_type}{gate}; weight of the holistic reward {recipe.holistic_weight:g}",
-        "holistic": f"{holistic}; h = ({less} - {recipe.holistic_mean:g}) / {recipe.holistic_std:g}",
+        "holistic": f"{holistic}; h = ({less}{minus(recipe.holistic_mean)}) / {recipe.holistic_std:g}",
         "aspects": f"weights: {weights}; shaping {recipe.shaping}, placement {recipe.placement}",
         "settings": settings or "none",
         "tokens": f"tokenizer of {args.policy_ckpt}",
