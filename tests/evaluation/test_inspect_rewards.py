@@ -443,7 +443,7 @@ def test_mt_script(tmp_path):
     said = " ".join(done.stdout.split())
     # "She have" is an error: -1 on each of its tokens, and nothing else
     assert "grammar (weight 1), total -4.00 [S -1.00][h -1.00][e -1.00] [have -1.00] two brothers.</s>" in said
-    assert "h = (raw - -1) / 2.94628" in said
+    assert "h = (raw + 1) / 2.94628" in said
     assert "recorded grammar_errors differs in 1 of 2 responses, by 7 at most: look at --grammar_backend" in said
     assert "GRAMMAR STAND-IN" in done.stderr
 
