@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-
 from datetime import timedelta
 
-from .errors import UserError
+from .errors import TIMEOUT, UserError
 
 TWO_CPU_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 SCRIPT ..."
-TIMEOUT = "ALARM_PROCESS_TIMEOUT"  # neither torch nor accelerate reads one from the environment
 
 
 def is_main_process() -> bool:
