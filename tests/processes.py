@@ -10,8 +10,12 @@ import os
 import runpy
 import socket
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from helpers import ROOT
@@ -37,34 +41,35 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_together(processes: int, script: str | Path, *words: str) -> list[Ended]:
+def run_together(
+    processes: int, script: str | Path, *words: str, ranks: Sequence[int] | None = None, **variables: str
+) -> list[Ended]:
     """Run a script of the repository, or a module by name, in so many processes on CPU, one thread each.
 
+    ranks: of those that are started; the others never come. variables: more of the environment.
     Waits HUNG seconds at most, then kills those that are left: their code is -9.
     """
-    import tempfile
-
-    meeting = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
-    meeting |= {"MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}
+    shared = {"ACCELERATE_USE_CPU": "true"} | variables
+    if processes > 1:
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(processes)]
-        started = []
-        for rank, output in enumerate(outputs):
-            variables = {k: str(v) for k, v in meeting.items()} | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            if processes == 1:
-                variables = {"ACCELERATE_USE_CPU": "true"}
-            started.append(servers.Process(target=run_one, args=(str(script), words, variables, str(output))))
-            started[-1].start()
-        for process in started:
-            process.join(HUNG)
-        for process in started:
+        started: list[tuple[ForkServerProcess, Path]] = []
+        for rank in range(processes) if ranks is None else ranks:
+            output = Path(folder) / str(rank)
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            process = servers.Process(target=run_one, args=(str(script), words, shared | own, str(output)))
+            process.start()
+            started.append((process, output))
+        hung = time.monotonic() + HUNG
+        ended = []
+        for process, output in started:
+            process.join(max(hung - time.monotonic(), 0))
             if process.is_alive():
                 process.kill()
                 process.join()
-        return [
-            Ended(process.exitcode, output.read_text(errors="replace") if output.exists() else "")
-            for process, output in zip(started, outputs, strict=True)
-        ]
+            ended.append(Ended(process.exitcode, output.read_text(errors="replace") if output.exists() else ""))
+        return ended
 
 
 def run_one(script: str, words: tuple[str, ...], variables: dict[str, str], output: str) -> None:

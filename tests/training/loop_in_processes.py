@@ -48,8 +48,9 @@ def main(folder: str, reward_type: str, advantage: str) -> None:
         "train_file": DATA / "train.json", "dev_file": DATA / "dev.json", "dtype": "float32", "report_to": "none",
         "batch_size": share, "mini_batch_size": share, "gradient_accumulation_steps": 1, "samples_per_prompt": 2,
         "n_ppo_epoch_per_rollout": 2, "max_generated_len": 8, "max_steps": 3, "eval_interval": 3, "lr": 0.003,
-        "checkpoint_interval": 0, "lora_dropout": 0, "w_brevity": 1, "w_shouting": 0.5, "targets": "brevity=0.5", "multiplier_lr": 5,
-        "reward_type": reward_type, "advantage": advantage, "save_dir": folder,
+        "checkpoint_interval": 0, "lora_dropout": 0, "w_brevity": 1, "w_shouting": 0.5, "targets": "brevity=0.5",
+        "multiplier_lr": 5, "reward_type": reward_type, "advantage": advantage,
+        "save_dir": folder,
     }  # fmt: skip
     train_ppo.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
 

