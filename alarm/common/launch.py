@@ -33,7 +33,9 @@ def check_launch() -> None:
         return
     if on_cpu:
         return
-    wanted = int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+    # srun and its like set no LOCAL_WORLD_SIZE: of this machine's processes, this one knows its own number
+    local = int(env["LOCAL_RANK"]) + 1 if "LOCAL_RANK" in env else env["WORLD_SIZE"]
+    wanted = int(env.get("LOCAL_WORLD_SIZE", local))
     if wanted > 1:
         import torch
 
@@ -69,19 +71,16 @@ def process_state():
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    on_cpu, started = parse_flag_from_env("ACCELERATE_USE_CPU"), int(os.environ.get("WORLD_SIZE", "1"))
-    if started == 1:
-        state = PartialState(cpu=on_cpu)
-    else:
-        timeout = process_timeout()
-        try:
-            state = PartialState(cpu=on_cpu, timeout=timeout)
-        except RuntimeError as error:
-            said = str(error).splitlines()[0].rstrip(".")
-            if (fix := _how_to_meet(error, said, timeout)) is None:
-                raise
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise UserError(f"the {started} processes of this run did not meet at {where} ({said}); {fix}") from error
+    timeout = process_timeout()
+    try:
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        if (fix := _how_to_meet(error, said, timeout)) is None:
+            raise
+        count, where = os.environ.get("WORLD_SIZE"), f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"the {count} processes of this run did not meet at {where} ({said}); {fix}") from error
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
         raise UserError(
             f"{started} processes were started but work as {state.num_processes}; on CPU use `{TWO_CPU_PROCESSES}`"

@@ -101,6 +101,19 @@ def test_the_file_starts_what_it_says(config, references, tmp_path):
     assert_same_run(tmp_path / "run", references[count], 3)
 
 
+@pytest.mark.slow
+def test_a_file_for_gpus_where_there_are_none_is_refused(tmp_path):
+    """By each process, before a model loads: two processes that know nothing of each other would start."""
+    _, words = LAUNCHES["multi_gpu.yaml"]
+    env = {k: v for k, v in ENVIRONMENT.items() if k != "ACCELERATE_USE_CPU"} | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [*launch_words("multi_gpu.yaml", *words), "--save_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=HUNG)
+    assert done.returncode not in (0, 2) and not (tmp_path / "run").exists()
+    # the launcher may stop one process before it says so
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert lines and all("2 processes" in line and "0 GPUs" in line and "ACCELERATE_USE_CPU" in line for line in lines)
+
+
 # --- two nodes -------------------------------------------------------------------------------------------------------
 
 

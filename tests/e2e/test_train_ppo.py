@@ -206,8 +206,12 @@ def test_four_processes_train_resume_and_start_where_one_does(world, train_ppo, 
             # only the last process reads this file: all go on from the checkpoint before it
             (parts / "checkpoints" / "2" / "random_states_3.pkl").write_bytes(b"cut")
     assert "2.damaged" in ended[0].output and (parts / "checkpoints" / "2.damaged").is_dir()
-    assert_same_weights(whole / "policy", parts / "policy")
-    assert untimed(log_rows(whole)) == untimed(log_rows(parts))
+    # DDP arranges gradients anew after the first backward pass of a process, and a sum of four depends on its order
+    expected = policy_weights(whole / "policy")
+    for name, weight in policy_weights(parts / "policy").items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
+    for row, other in zip(untimed(log_rows(whole)), untimed(log_rows(parts)), strict=True):
+        assert {part: pytest.approx(values, abs=1e-5) for part, values in row.items()} == other
     # the first evaluation is of the same policy
     train_ppo([*flags, "--max_steps", "1", "--save_dir", str(alone)])
     assert untimed(log_rows(alone))[0]["dev"] == pytest.approx(untimed(log_rows(whole))[0]["dev"], abs=1e-6)
