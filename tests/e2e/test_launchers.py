@@ -283,3 +283,29 @@ def test_a_node_that_never_comes_is_named(comes, start, tmp_path):
     (line,) = [line for line in ended.output.splitlines() if line.startswith("error")]
     assert line.startswith(start) and "127.0.0.1:" in line and "within 2 s" in line
     assert "Traceback" not in ended.output and not (tmp_path / "run").exists()
+
+
+# a relative --save_dir in another folder for each process, as on two machines that share no file system
+APART = """
+import os, sys
+
+os.chdir(f"{sys.argv.pop(1)}/{os.environ['RANK']}")
+from alarm.train_ppo import main
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_without_a_shared_folder_is_refused(tmp_path):
+    """It would train to the end and could not be resumed."""
+    (tmp_path / "apart.py").write_text(APART)
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    words = [str(tmp_path), *FLAGS, "--max_steps", "1", "--save_dir", "run"]
+    ended = run_together(2, tmp_path / "apart.py", *words)
+    assert [one.code for one in ended] == [2, 2]
+    for one in ended:
+        (line,) = [line for line in one.output.splitlines() if line.startswith("error")]
+        assert "rank 1" in line and "share" in line
+    assert not (tmp_path / "1" / "run").exists() and list((tmp_path / "0" / "run").iterdir()) == []
