@@ -54,8 +54,8 @@ def check_shared(accelerator: Accelerator, mark: Path) -> None:
         mark.unlink()
     if without:
         raise UserError(
-            f"{mark.parent} is another folder for {', '.join(without)}; put it on a file system that all machines of the "
-            "run share, because each process writes its part of a checkpoint"
+            f"{mark.parent} is another folder for {', '.join(without)}; put it on a file system that all machines "
+            "share, because each process writes its part of a checkpoint"
         )
 
 
