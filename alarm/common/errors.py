@@ -16,6 +16,9 @@ _REFUSALS = {
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENOTEMPTY ENAMETOOLONG ELOOP".split()
 }
 
+# how long processes wait for each other, in the environment: neither torch nor accelerate reads such a variable
+TIMEOUT = "ALARM_PROCESS_TIMEOUT"
+
 
 class UserError(Exception):
     """Something the user can fix. The message is one line: what is wrong, and how to fix it."""
@@ -30,8 +33,8 @@ def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     An OSError by which the machine refuses a file, such as a full disk, is reported in the same way. Every rank reports
     what it meets, above 0 as `error (rank 3): ...`: an error of one rank alone must not be lost. A process that fails
-    because another one is gone exits with 1 and one line. With ALARM_TRACEBACK=1 in the environment the traceback is
-    printed before the line.
+    because another one has ended or does not answer exits with 1 and one line. With ALARM_TRACEBACK=1 in the
+    environment the traceback is printed before the line.
     """
 
     @functools.wraps(main)
@@ -45,8 +48,8 @@ def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
             if line := str(error) if isinstance(error, UserError) else _refusal(error):
                 _report("error", line, error)
                 sys.exit(2)
-            if _lost_peer(error):
-                _report("error", "another process of this run has ended, and reports why", error)
+            if line := _lost_peer(error):
+                _report("error", line, error)
                 sys.exit(1)
             raise
 
@@ -73,11 +76,20 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def _lost_peer(error: Exception) -> bool:
-    """Whether a run of several processes fails here because another of them is gone (gloo's words)."""
-    gone = ("closed by peer", "reset by peer")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and any(word in str(one) for one in _chain(error) for word in gone)
+def _lost_peer(error: Exception) -> str | None:
+    """The line for a run of several processes that fails here because another one is gone (gloo's words), or None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    # an OSError with the same words is of another connection, such as that to a server
+    for said in (str(one) for one in _chain(error) if isinstance(one, RuntimeError)):
+        if "closed by peer" in said or "reset by peer" in said:
+            return "another process of this run has ended; it reports why, unless it was killed"
+        if timed_out := re.search(r"Timed out waiting (\d+)ms for (?:send|recv) operation", said):
+            return (
+                f"another process of this run has not answered for {int(timed_out[1]) / 1000:g} s; its machine or the "
+                f"network to it may be down ({TIMEOUT}=SECONDS sets this time)"
+            )
+    return None
 
 
 def _refusal(error: Exception) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
-from .errors import UserError
+from .errors import TIMEOUT, UserError
 
 TWO_CPU_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 SCRIPT ..."
 
@@ -32,7 +33,9 @@ def check_launch() -> None:
         return
     if on_cpu:
         return
-    wanted = int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+    # srun and its like set no LOCAL_WORLD_SIZE: of this machine's processes, this one knows its own number
+    local = int(env["LOCAL_RANK"]) + 1 if "LOCAL_RANK" in env else env["WORLD_SIZE"]
+    wanted = int(env.get("LOCAL_WORLD_SIZE", local))
     if wanted > 1:
         import torch
 
@@ -44,19 +47,58 @@ def check_launch() -> None:
             )
 
 
+def process_timeout() -> timedelta:
+    """How long a process waits for the others, to begin with and at each exchange: 600 s, which is NCCL's default.
+
+    Raises UserError for a value of the environment that is no time.
+    """
+    try:
+        seconds = float(os.environ.get(TIMEOUT, "600"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 1e6:
+        raise UserError(f"{TIMEOUT}={os.environ[TIMEOUT]} is no number of seconds from 0 to 1e6")
+    return timedelta(seconds=seconds)
+
+
 def process_state():
     """accelerate's PartialState: this process's rank and device.
 
     Made here and nowhere else: unlike Accelerator, `PartialState()` does not read ACCELERATE_USE_CPU, and whoever makes
-    the state first decides for all. Raises UserError if it sees fewer processes than were started.
+    the state first decides for all. Raises UserError if not all processes come in time, and if it sees fewer processes
+    than were started.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    timeout = process_timeout()
+    try:
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        if (fix := _how_to_meet(error, said, timeout)) is None:
+            raise
+        count, where = os.environ.get("WORLD_SIZE"), f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"the {count} processes of this run did not meet at {where} ({said}); {fix}") from error
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
         raise UserError(
             f"{started} processes were started but work as {state.num_processes}; on CPU use `{TWO_CPU_PROCESSES}`"
         )
     return state
+
+
+def _how_to_meet(error: RuntimeError, said: str, timeout: timedelta) -> str | None:
+    """What helps if the processes of a run do not meet; None for another error. said: torch's words."""
+    from torch.distributed import DistError
+
+    if "EADDRINUSE" in said:
+        return "give another port, or end what holds this one"
+    if "Gloo" in said:
+        return "on each machine, name the network that leads to the others: GLOO_SOCKET_IFNAME=eth0"
+    if isinstance(error, DistError):
+        return (
+            f"start all of them within {timeout.total_seconds():g} s ({TIMEOUT}=SECONDS sets this time), on machines "
+            "that reach this address"
+        )
+    return None

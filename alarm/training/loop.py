@@ -27,10 +27,10 @@ from ..types import Measured, Payment, Rollout
 from .evaluate import evaluate
 from .generate import Generate, generator
 from .log import gather_samples, means, seen, training_row
-from .processes import failing_together, gather_rows, on_main
+from .processes import check_shared, failing_together, gather_rows, on_main
 from .rollout import Prompt, resample_empty, sample_rollout
 from .rollouts import Plan, Rollouts, rows_of, whole_groups
-from .run import ROLLOUTS, Run
+from .run import MARK, ROLLOUTS, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,6 +75,7 @@ class Training:
         """Train to `total_steps`, from the run's last checkpoint if there is one. Returns the loop's final state."""
         ppo, run, args = self.ppo, self.run, self.args
         self.state = LoopState(ppo.accelerator.num_processes, dev_due=bool(args.eval_interval))
+        check_shared(ppo.accelerator, run.dir / MARK)
         loaded = load_checkpoint(ppo, run)
         if loaded is not None:
             self.state = LoopState(**loaded)

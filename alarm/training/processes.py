@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -28,6 +31,32 @@ def on_main(accelerator: Accelerator | PartialState, make: Callable[[], Any]) ->
     if found[1] is not None:
         raise found[1]
     return found[0]
+
+
+def check_shared(accelerator: Accelerator, mark: Path) -> None:
+    """Raise UserError on every process if the folder of `mark` is not the same for all of them.
+
+    The main process makes the folder, and the file `mark` until the others have read it.
+    """
+    if accelerator.num_processes == 1:
+        return
+
+    def leave() -> str:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(token := uuid4().hex)
+        return token
+
+    token, seen = on_main(accelerator, leave), None
+    with suppress(FileNotFoundError):
+        seen = mark.read_text()
+    without = gather_object([] if seen == token else [f"rank {accelerator.process_index} on {socket.gethostname()}"])
+    if accelerator.is_main_process:
+        mark.unlink()
+    if without:
+        raise UserError(
+            f"{mark.parent} is another folder for {', '.join(without)}; put it on a file system that all machines "
+            "share, because each process writes its part of a checkpoint"
+        )
 
 
 def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, int]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 ROLLOUTS = "rollouts.jsonl"
+MARK = ".shared"  # by which all processes of a run find that they have one folder
 
 
 def finite(value):
@@ -157,7 +158,7 @@ class Run:
         self.models = models
         check_folder(self.dir, "--save_dir")
         # a start that failed while models were loading leaves these at most
-        if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker", BASELINES}:
+        if not self.dir.is_dir() or {path.name for path in self.dir.iterdir()} <= {"tracker", BASELINES, MARK}:
             self._hash_files()
             return
         if not (self.dir / "run.json").is_file():

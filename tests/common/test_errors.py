@@ -66,6 +66,39 @@ def test_a_bug_keeps_its_traceback(processes, monkeypatch):
         main()
 
 
+GLOO = "[gloo/transport/tcp/unbound_buffer.cc:129] "
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("[pair.cc:547] Connection closed by peer [10.0.0.2]:4711", "has ended"),
+        ("[pair.cc:547] Read error [10.0.0.2]:4711: Connection reset by peer", "has ended"),
+        (GLOO + "Timed out waiting 1500ms for recv operation to complete", "1.5 s"),
+        (GLOO + "Timed out waiting 600000ms for send operation to complete", "600 s"),
+    ],
+)
+def test_a_process_that_loses_another_says_so_in_one_line(words, says, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    code, said = run(RuntimeError(words), capsys)
+    assert code == 1 and said.startswith("error (rank 1): another process") and says in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "error"),
+    [("1", RuntimeError("Connection closed by peer")), ("2", ConnectionResetError("Connection reset by peer"))],
+)
+def test_a_server_that_hangs_up_is_no_lost_process(processes, error, monkeypatch):
+    @report_user_errors
+    def main():
+        raise error
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(type(error)):
+        main()
+
+
 ONE_RANK = """
 from alarm.common.errors import UserError, report_user_errors
 
@@ -88,7 +121,7 @@ def test_an_error_of_one_process_is_one_line_of_each(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "script.py")]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "trl")))
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "error (rank 1): this node lacks the file" in lines, done.stderr

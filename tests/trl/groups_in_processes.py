@@ -1,4 +1,4 @@
-"""Run by test_ppo_processes.py in one process and in two: groups whose responses are on both."""
+"""Run by test_ppo_processes.py in one process, in two and in four: groups whose responses are on both."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,81 +8,82 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from processes import run_together
+
 FOLDER = Path(__file__).parent
 
 
-def run_in_one_and_in_two(script: str, *arguments: str) -> None:
-    """Run a script of this folder in one process, and in two real ones (gloo on CPU)."""
-    root = FOLDER.parent.parent
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "trl"),
-    }  # fmt: skip
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for launcher in ([], torchrun):
-        command = [sys.executable, *launcher, str(FOLDER / script), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+COUNTS = (1, 2, 4)
+
+
+def run_in_processes(script: str, *words: str, counts: tuple[int, ...] = COUNTS) -> None:
+    """Run a script of this folder in so many real processes (gloo on CPU), for each of `counts`."""
+    for count in counts:
+        ended = run_together(count, f"tests/trl/{script}", *words)
+        assert [one.code for one in ended] == [0] * count, ended
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same training in one process and in two."""
+    """The same training in one process, in two and in four."""
     out = tmp_path_factory.mktemp("processes")
     model = FOLDER.parent / "fixtures" / "golden" / "checkpoints" / "tiny-t5"
-    run_in_one_and_in_two("two_processes.py", str(model), str(out))
-    results = [json.loads((out / f"results-{n}.json").read_text()) for n in (1, 2)]
-    weights = [load_file(out / f"weights-{n}.safetensors") for n in (1, 2)]
+    run_in_processes("in_processes.py", str(model), str(out))
+    results = {n: json.loads((out / f"results-{n}.json").read_text()) for n in COUNTS}
+    weights = {n: load_file(out / f"weights-{n}.safetensors") for n in COUNTS}
     return results, weights
 
 
-def same_statistics(one: dict[str, float], two: dict[str, float]) -> None:
-    assert one.keys() == two.keys()
+def same_statistics(one: dict[str, float], other: dict[str, float]) -> None:
+    assert one.keys() == other.keys()
     for name in one:
-        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+        assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
 
 
-def same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(other[name], weight, atol=2e-5, rtol=1e-4)
 
 
-def test_two_processes_do_what_one_does_on_the_union(runs):
-    (one, two), weights = runs
-    assert (one["processes"], two["processes"]) == (1, 2)
-    for a, b in zip(one["stats"], two["stats"], strict=True):
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_do_what_one_does_on_the_union(runs, count):
+    results, weights = runs
+    one, several = results[1], results[count]
+    assert (one["processes"], several["processes"]) == (1, count)
+    for a, b in zip(one["stats"], several["stats"], strict=True):
         same_statistics(a, b)
     assert one["moved"] > 1e-2
-    same_weights(*weights)
-    assert two["processes_agree"]
+    same_weights(weights[1], weights[count])
+    assert several["processes_agree"]
 
 
 def test_all_processes_stop_early_together(runs):
-    (one, two), _ = runs
-    decisions = [[stats["ppo/early_stopped"] for stats in run["stats"][:2]] for run in (one, two)]
-    assert decisions[0] == decisions[1] and 1.0 in decisions[0]
-    updates = [[stats["ppo/updates"] for stats in run["stats"][:2]] for run in (one, two)]
-    assert updates[0] == updates[1] and 0 < updates[0][0] < 6
+    results, _ = runs
+    decisions = [[stats["ppo/early_stopped"] for stats in run["stats"][:2]] for run in results.values()]
+    assert decisions[0] == decisions[1] == decisions[2] and 1.0 in decisions[0]
+    updates = [[stats["ppo/updates"] for stats in run["stats"][:2]] for run in results.values()]
+    assert updates[0] == updates[1] == updates[2] and 0 < updates[0][0] < 6
 
 
 def test_a_nonfinite_score_on_one_process_stops_all(runs):
-    for run in runs[0]:
+    for run in runs[0].values():
         assert run["stats"][2]["ppo/skipped_nonfinite"] == 1 and run["unmoved_by_nan"]
 
 
 def test_every_example_is_seen_once(runs):
-    (one, two), _ = runs
-    for run in (one, two):
+    results, _ = runs
+    for run in results.values():
         for epoch in run["seen"]:
             assert len(epoch) == len(set(epoch)) == 16
-    assert one["seen"] == two["seen"]
+        assert run["seen"] == results[1]["seen"]
 
 
 def test_random_states_come_back_to_their_process(runs):
-    assert all(run["restored"] and run["different_draws"] for run in runs[0])
+    assert all(run["restored"] and run["different_draws"] for run in runs[0].values())
 
 
 def test_a_damaged_state_is_refused_by_all_processes(runs):
-    for run in runs[0]:
+    for run in runs[0].values():
         assert run["refused, hashes: True"] == run["refused, hashes: False"] == run["processes"]
 
 
@@ -112,7 +110,7 @@ def test_models_that_do_not_use_each_weight_train_in_two_processes(tmp_path):
         torch.manual_seed(0)
         config = getattr(transformers, f"{name}Config")(**settings)
         transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / name)
-    run_in_one_and_in_two("all_weights.py", str(tmp_path), *PARTLY_USED)
+    run_in_processes("all_weights.py", str(tmp_path), *PARTLY_USED, counts=(1, 2))
     for name, (_, without_gradient) in PARTLY_USED.items():
         one, two = (json.loads((tmp_path / f"{name}-{n}.json").read_text()) for n in (1, 2))
         same_statistics(one["stats"], two["stats"])
@@ -124,11 +122,14 @@ def test_models_that_do_not_use_each_weight_train_in_two_processes(tmp_path):
         assert moved == (name == "SwitchTransformers")
 
 
-def test_groups_that_lie_on_two_processes_are_compared_whole(tmp_path):
+def test_groups_that_lie_on_several_processes_are_compared_whole(tmp_path):
+    """In four processes each group lies on all of them."""
     model = FOLDER.parent / "fixtures" / "golden" / "checkpoints" / "tiny-t5"
-    run_in_one_and_in_two("groups_in_processes.py", str(model), str(tmp_path))
+    run_in_processes("groups_in_processes.py", str(model), str(tmp_path))
     for kind in ("rloo", "grpo"):
-        one, two = (json.loads((tmp_path / f"{kind}-{n}.json").read_text()) for n in (1, 2))
-        same_statistics(one, two)
-        assert one["ppo/updates"] == 2 and one["ppo/groups/std"] > 0
-        same_weights(*(load_file(tmp_path / f"{kind}-{n}.safetensors") for n in (1, 2)))
+        found = {n: json.loads((tmp_path / f"{kind}-{n}.json").read_text()) for n in COUNTS}
+        assert found[1]["ppo/updates"] == 2 and found[1]["ppo/groups/std"] > 0
+        weights = {n: load_file(tmp_path / f"{kind}-{n}.safetensors") for n in COUNTS}
+        for count in (2, 4):
+            same_statistics(found[1], found[count])
+            same_weights(weights[1], weights[count])

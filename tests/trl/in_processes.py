@@ -1,4 +1,4 @@
-"""Run by test_ppo_processes.py in one process and in two: the same union batch, the same settings."""
+"""Run by test_ppo_processes.py in one process, in two and in four: the same union batch, the same settings."""
 
 from __future__ import annotations
 
