@@ -1,0 +1,130 @@
+"""Run by test_sharding.py in two processes of each kind of launch: the same training, whatever holds the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from trl import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer
+from trl.generation import GREEDY
+
+SAMPLES = 8
+
+
+def batch(step: int, share: slice) -> tuple[list, list, list]:
+    g = torch.Generator().manual_seed(step)
+    # process 0 gets the short responses, process 1 the long ones
+    lengths = [1, 2, 3, 2, 9, 7, 8, 6]
+    queries = [torch.randint(3, 48, (length % 5 + 1,), generator=g) for length in lengths]
+    queries[5] = queries[4].clone()  # of process 1 alone
+    responses = [torch.randint(3, 48, (length,), generator=g) for length in lengths]
+    scores = [torch.randn(length, generator=g) for length in lengths]
+    return queries[share], responses[share], scores[share]
+
+
+def numbers(stats: dict) -> dict[str, float]:
+    """Those over all processes."""
+    return {name: x for name, x in stats.items() if isinstance(x, float) and not name.startswith("time/")}
+
+
+def main(model: str, out: str, adapter: str) -> None:
+    """adapter: none (all weights train), fresh, or the folder of a trained one."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    both = AutoConfig.from_pretrained(model).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLMWithValueHead if both else AutoModelForCausalLMWithValueHead
+    lora = LoraConfig(r=4, lora_alpha=8, task_type="SEQ_2_SEQ_LM" if both else "CAUSAL_LM")
+    trained = adapter not in ("none", "fresh")
+    policy = kind.from_pretrained(adapter if trained else model, peft_config=lora if adapter == "fresh" else None)
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.3, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.8**step)
+    config = PPOConfig(
+        log_with="none", batch_size=SAMPLES // 2, mini_batch_size=2, gradient_accumulation_steps=2, ppo_epochs=4,
+        early_stopping=True, target_kl=0.002, max_grad_norm=0.5,
+    )  # fmt: skip
+    trainer = PPOTrainer(config, policy, optimizer=optimizer, lr_scheduler=schedule)
+    accelerator, main_process = trainer.accelerator, trainer.accelerator.is_main_process
+    rank = accelerator.process_index
+    mine = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
+    results = {"sharding": trainer._sharding.name, "stats": [], "texts": []}
+    out = Path(out)
+
+    def answer() -> None:
+        queries = batch(0, mine)[0]
+        found = []
+        with trainer.whole_weights():
+            # lengths and numbers of calls differ between processes
+            for query in queries[: 2 + rank]:
+                limits = {"max_new_tokens": 4 + 5 * rank, "synced_gpus": False}
+                found += trainer.generate([query], **GREEDY, **limits)
+                found += trainer.generate([query], do_sample=True, top_k=0, **limits)
+        own, reference = trainer.generate(
+            queries, generate_ref_response=True, max_new_tokens=6, synced_gpus=False, **GREEDY
+        )
+        results["texts"].append([ids.tolist() for ids in (*found, *own, *reference)])
+
+    def learn(step: int, **changes) -> dict[str, float]:
+        queries, responses, scores = batch(step, mine)
+        for name, value in changes.items():
+            setattr(trainer.config, name, value)
+        return numbers(trainer.step(queries, responses, scores))
+
+    answer()
+    results["stats"].append(learn(0))
+    results["stats"].append(learn(1, early_stopping=False, ppo_epochs=1))
+    # 1. no update, at different places, leaves nothing behind
+    results["stats"].append(learn(2, ratio_threshold=1e-6))
+    results["stats"].append(learn(3, ratio_threshold=10.0))
+    answer()
+
+    # 2. what is saved
+    trainer.save_pretrained(out / "policy")
+    trainer.save_state(out / "state")
+    after = [learn(4), learn(5)]
+    weights = weights_of(trainer)
+    trainer.load_state(out / "state")
+    again = [learn(4), learn(5)]
+    results["stats"] += after
+    results["resumed_alike"] = after == again
+    other = weights_of(trainer)
+    results["resumed_weights"] = max(float((weights[name] - other[name]).abs().max()) for name in weights)
+    results["moved"] = max(float(x.abs().max()) for x in weights.values())
+    answer()
+    refused = []
+    for name, text in (("sharding", "other"), ("weights", {"v_head.summary.bias": [7]})):
+        state = json.loads((out / "state" / "trainer_state.json").read_text())
+        changed = out / f"changed-{name}"
+        if main_process:
+            changed.mkdir()
+            (changed / "trainer_state.json").write_text(json.dumps(state | {name: text}))
+        accelerator.wait_for_everyone()
+        try:
+            trainer.load_state(changed)
+        except ValueError as error:
+            refused.append(f"{type(error).__name__}: {error}")
+    results["refused"] = refused
+    results["finite"] = all(math.isfinite(x["ppo/grad_norm"]) for x in results["stats"] if "ppo/grad_norm" in x)
+    everyone = [None, None]
+    torch.distributed.all_gather_object(everyone, results["texts"])
+    results["texts"] = everyone
+    if main_process:
+        save_file(weights, out / "weights.safetensors")
+        (out / "results.json").write_text(json.dumps(results))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def weights_of(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    with trainer.whole_weights():
+        return {name: p.detach().clone().contiguous() for name, p in trainer.policy.named_parameters()}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
