@@ -227,10 +227,10 @@ class Zero3(_Gathered, Zero2):
     name = "ZeRO-3"
 
     def _whole_weights(self) -> Iterator[Tensor]:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         for parameter in self.learner.parameters():
-            with GatheredParameters([parameter]):
+            with deepspeed.zero.GatheredParameters([parameter]):
                 weight = parameter.detach().clone()
             yield weight
 
@@ -286,7 +286,7 @@ class Fsdp2(_Gathered):
         found = load_accelerator_state(str(folder), [], [], [self.scheduler], [], rank, None, "cpu")
         self.accelerator.step = found["step"]
         load_custom_state(own, str(folder), 0)
-        saved = torch.load(folder / self._file(), map_location=self.accelerator.device, weights_only=True)
+        saved = torch.load(folder / self._file(), map_location="cpu", weights_only=True)
         weights = self.trainable()
         with torch.no_grad():
             for name, local in saved["weights"].items():
@@ -295,7 +295,8 @@ class Fsdp2(_Gathered):
         for k, state in saved["optimizer"]["state"].items():
             like, p = in_order[k].to_local(), in_order[k]
             for name, x in state.items():
-                if x.shape == like.shape and x.dim():
+                if x.dim() and x.shape == like.shape:
+                    x = x.to(like.device)
                     state[name] = DTensor.from_local(x, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
         self.optimizer.load_state_dict(saved["optimizer"])
 
