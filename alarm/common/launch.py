@@ -30,7 +30,7 @@ def check_launch() -> None:
                 f"start several with `{TWO_CPU_PROCESSES}`"
             )
         return
-    if on_cpu:
+    if on_cpu or _deepspeed_on_cpu():
         return
     wanted = int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
     if wanted > 1:
@@ -44,6 +44,12 @@ def check_launch() -> None:
             )
 
 
+def _deepspeed_on_cpu() -> bool:
+    """Whether this process was launched for DeepSpeed without GPUs. `trl.launch` asks the same for its trainer."""
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and "LOCAL_RANK" in os.environ
+    return asked and os.environ.get("DS_ACCELERATOR") == "cpu"
+
+
 def process_state():
     """accelerate's PartialState: this process's rank and device.
 
@@ -53,7 +59,9 @@ def process_state():
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # accelerate chooses a backend by the GPU that it finds
+    backend = {"backend": "gloo"} if _deepspeed_on_cpu() else {}
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **backend)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
         raise UserError(

@@ -8,9 +8,7 @@ of the same kind: it is empty, and holds the whole weights inside `whole()`.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +22,14 @@ from accelerate.checkpointing import (
     save_accelerator_state,
     save_custom_state,
 )
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .config import PPOConfig
+from .launch import asked_for
 from .value_head import current_names
 from .weights import some_names
 
@@ -154,8 +154,9 @@ class Zero2(_Sharded):
 
     def __init__(self, accelerator: Accelerator, config: PPOConfig) -> None:
         super().__init__(accelerator, config)
+        unset_hf_deepspeed_config()  # which accelerate sets: transformers would split each further model that it loads
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        clipping = settings.get("gradient_clipping", "auto")
+        clipping = accelerator.state.deepspeed_plugin.gradient_clipping  # of the launch; another trainer may have set it
         due = config.max_grad_norm or 0.0
         if clipping not in ("auto", due):
             raise ValueError(
@@ -240,13 +241,17 @@ class Fsdp2(_Gathered):
 
     name = "FSDP2"
 
-    def _before(self, model: nn.Module) -> None:
-        super()._before(model)
+    def prepare(self, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[nn.Module, Any, Any]:
         plugin = self.accelerator.state.fsdp_plugin
+        given = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
         if plugin.auto_wrap_policy is not None and not plugin.transformer_cls_names_to_wrap:
-            # accelerate looks for them on the model with the value head, which does not know
+            # accelerate looks for their names on the model with the value head, which does not know
             layers = {type(module).__name__ for module in model.modules()}
             plugin.transformer_cls_names_to_wrap = sorted(layers & set(model.base_model._no_split_modules or ()))
+        prepared = super().prepare(model, optimizer, scheduler)
+        # of this model; another trainer in this process has its own
+        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = given
+        return prepared
 
     def clipped_norm(self) -> float:
         limit = self.config.max_grad_norm
@@ -304,42 +309,10 @@ class Fsdp2(_Gathered):
 # --- which of them ---------------------------------------------------------------------------------------------------
 
 
-def _asked_for(what: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("1", "true", "yes")
-
-
-def check_launch_settings() -> None:
-    """Raise ValueError for settings of the launch, in the environment, that cannot work. Loads no model."""
-    if _asked_for("DEEPSPEED"):
-        if importlib.util.find_spec("deepspeed") is None:
-            raise ValueError("the launch asks for DeepSpeed, which is not installed; run `pip install deepspeed`")
-        if _asked_for("CPU"):
-            raise ValueError(
-                "ACCELERATE_USE_CPU makes accelerate leave DeepSpeed out; for DeepSpeed on CPU set use_cpu: false in "
-                "the launch file, and DS_ACCELERATOR=cpu in the environment"
-            )
-    if _asked_for("FSDP"):
-        if os.environ.get("FSDP_VERSION", "1") != "2":
-            raise ValueError("PPOTrainer does not run under FSDP 1; set fsdp_version: 2 in the launch file")
-        if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() in ("1", "true"):
-            raise ValueError(
-                "fsdp_cpu_ram_efficient_loading leaves the models of all processes but one empty, the reference too; "
-                "set it to false in the launch file"
-            )
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            raise ValueError("FSDP needs at least two processes; start one process without it")
-
-
-def handlers_for_launch() -> list:
-    """Further kwargs_handlers for the Accelerator."""
-    on_cpu = _asked_for("DEEPSPEED") and os.environ.get("DS_ACCELERATOR") == "cpu"
-    return [InitProcessGroupKwargs(backend="gloo")] if on_cpu else []
-
-
 def sharding_of(accelerator: Accelerator, config: PPOConfig) -> Replicated:
     """How this launch lays out what trains. Raises ValueError, in one line, for what is not supported."""
     state = accelerator.state
-    if _asked_for("FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+    if asked_for("FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # accelerate 1.15 forgets FSDP on CPU, and would train with DDP
         state.fsdp_plugin = config.accelerator_kwargs.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
         state.distributed_type = DistributedType.FSDP

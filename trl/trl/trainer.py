@@ -23,7 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, send_to_device
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+    send_to_device,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, default_collate
@@ -32,6 +38,7 @@ from . import ppo_math
 from .batching import alike
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
+from .launch import asked_for, check_launch_settings, deepspeed_on_cpu
 from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
 from .recomputation import recomputed_layers
 from .reference import create_reference_model
@@ -39,8 +46,6 @@ from .sharding import (
     TRAINABLE_FILE,
     DamagedStateError,
     Replicated,
-    check_launch_settings,
-    handlers_for_launch,
     sharding_of,
 )
 
@@ -1269,7 +1274,6 @@ def _make_accelerator(config: PPOConfig) -> Accelerator:
     if config.log_with is not None and importlib.util.find_spec(config.log_with) is None:
         raise ValueError(f"log_with is {config.log_with!r}, which is not installed; install it, or choose 'none'")
     check_launch_settings()
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if config.project_kwargs.get("automatic_checkpoint_naming"):
         raise ValueError("project_kwargs: automatic_checkpoint_naming is not possible; name folders to save_state")
     project = {"project_dir": config.logging_dir} if config.log_with is not None else {}
@@ -1283,11 +1287,12 @@ def _make_accelerator(config: PPOConfig) -> Accelerator:
         raise ValueError(f"accelerator_kwargs cannot set {', '.join(taken)}; PPOConfig's other fields and step do")
     if given.get("mixed_precision") == "fp16":
         raise ValueError("accelerator_kwargs: PPOTrainer does not scale losses, which fp16 needs; choose bf16 or no")
-    given.setdefault("mixed_precision", None if deepspeed else "no")
+    given.setdefault("mixed_precision", None if asked_for("DEEPSPEED") else "no")
     handlers = list(given.pop("kwargs_handlers", None) or [])
     if not any(isinstance(handler, DistributedDataParallelKwargs) for handler in handlers):
         handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
-    handlers += handlers_for_launch()
+    if deepspeed_on_cpu():
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     try:
         own["project_config"] = ProjectConfiguration(**project | config.project_kwargs)
     except TypeError as error:
