@@ -34,15 +34,15 @@ def numbers(stats: dict) -> dict[str, float]:
     return {name: x for name, x in stats.items() if isinstance(x, float) and not name.startswith("time/")}
 
 
-def main(model: str, out: str, adapter: str) -> None:
+def train(model: str, adapter: str, dtype: str, out: Path) -> None:
     """adapter: none (all weights train), fresh, or the folder of a trained one."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     both = AutoConfig.from_pretrained(model).is_encoder_decoder
     kind = AutoModelForSeq2SeqLMWithValueHead if both else AutoModelForCausalLMWithValueHead
     lora = LoraConfig(r=4, lora_alpha=8, task_type="SEQ_2_SEQ_LM" if both else "CAUSAL_LM")
     trained = adapter not in ("none", "fresh")
-    policy = kind.from_pretrained(adapter if trained else model, peft_config=lora if adapter == "fresh" else None)
+    fresh = {"peft_config": lora if adapter == "fresh" else None, "dtype": getattr(torch, dtype)}
+    policy = kind.from_pretrained(adapter if trained else model, **fresh)
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.8**step)
     config = PPOConfig(
@@ -54,7 +54,6 @@ def main(model: str, out: str, adapter: str) -> None:
     rank = accelerator.process_index
     mine = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
     results = {"sharding": trainer._sharding.name, "stats": [], "texts": []}
-    out = Path(out)
 
     def answer() -> None:
         queries = batch(0, mine)[0]
@@ -118,12 +117,21 @@ def main(model: str, out: str, adapter: str) -> None:
         save_file(weights, out / "weights.safetensors")
         (out / "results.json").write_text(json.dumps(results))
     accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def weights_of(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     with trainer.whole_weights():
         return {name: p.detach().clone().contiguous() for name, p in trainer.policy.named_parameters()}
+
+
+def main(out: str, *cases: str) -> None:
+    """cases: a name, a model folder, an adapter and a type each."""
+    torch.set_num_threads(1)
+    for k in range(0, len(cases), 4):
+        name, model, adapter, dtype = cases[k : k + 4]
+        (Path(out) / name).mkdir(parents=True, exist_ok=True)
+        train(model, adapter, dtype, Path(out) / name)
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
