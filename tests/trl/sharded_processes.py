@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def train(model: str, adapter: str, dtype: str, out: Path) -> None:
     accelerator, main_process = trainer.accelerator, trainer.accelerator.is_main_process
     rank = accelerator.process_index
     mine = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
-    results = {"sharding": trainer._sharding.name, "stats": [], "texts": []}
+    results = {"stats": [], "texts": []}
 
     def answer() -> None:
         queries = batch(0, mine)[0]
@@ -75,6 +75,7 @@ def train(model: str, adapter: str, dtype: str, out: Path) -> None:
             setattr(trainer.config, name, value)
         return numbers(trainer.step(queries, responses, scores))
 
+    start = weights_of(trainer)
     answer()
     results["stats"].append(learn(0))
     results["stats"].append(learn(1, early_stopping=False, ppo_epochs=1))
@@ -83,7 +84,15 @@ def train(model: str, adapter: str, dtype: str, out: Path) -> None:
     results["stats"].append(learn(3, ratio_threshold=10.0))
     answer()
 
-    # 2. what is saved
+    # 2. what each process holds
+    whole = weights_of(trainer)
+    results["size"] = sum(x.numel() for x in whole.values())
+    results["trainable"] = sum(whole[name].numel() for name, p in trainer.policy.named_parameters() if p.requires_grad)
+    results["held"] = sum(own(p).numel() for p in trainer.model.parameters())
+    state = trainer.optimizer.state
+    results["momentum"] = sum(own(x).numel() for kept in state.values() for x in kept.values() if hasattr(x, "numel"))
+
+    # 3. what is saved
     trainer.save_pretrained(out / "policy")
     trainer.save_state(out / "state")
     after = [learn(4), learn(5)]
@@ -94,22 +103,29 @@ def train(model: str, adapter: str, dtype: str, out: Path) -> None:
     results["resumed_alike"] = after == again
     other = weights_of(trainer)
     results["resumed_weights"] = max(float((weights[name] - other[name]).abs().max()) for name in weights)
-    results["moved"] = max(float(x.abs().max()) for x in weights.values())
+    results["moved"] = max(float((weights[name] - start[name]).abs().max()) for name in weights)
     answer()
+
+    # 4. what is refused
+    changed = out / "changed"
+    if main_process:
+        shutil.copytree(out / "state", changed)
     refused = []
-    for name, text in (("sharding", "other"), ("weights", {"v_head.summary.bias": [7]})):
-        state = json.loads((out / "state" / "trainer_state.json").read_text())
-        changed = out / f"changed-{name}"
+    written = json.loads((out / "state" / "trainer_state.json").read_text())
+    results["sharding"] = written["sharding"]
+    for change in ({"sharding": "other"}, {"weights": {"v_head.summary.bias": [7]}}, {}):
         if main_process:
-            changed.mkdir()
-            (changed / "trainer_state.json").write_text(json.dumps(state | {name: text}))
+            (changed / "trainer_state.json").write_text(json.dumps(written | change))
+            if not change:
+                large = max((changed / name for name in written["sha256"]), key=lambda path: path.stat().st_size)
+                large.write_bytes(large.read_bytes()[:-1])
         accelerator.wait_for_everyone()
         try:
             trainer.load_state(changed)
         except ValueError as error:
             refused.append(f"{type(error).__name__}: {error}")
+        accelerator.wait_for_everyone()
     results["refused"] = refused
-    results["finite"] = all(math.isfinite(x["ppo/grad_norm"]) for x in results["stats"] if "ppo/grad_norm" in x)
     everyone = [None, None]
     torch.distributed.all_gather_object(everyone, results["texts"])
     results["texts"] = everyone
@@ -117,6 +133,11 @@ def train(model: str, adapter: str, dtype: str, out: Path) -> None:
         save_file(weights, out / "weights.safetensors")
         (out / "results.json").write_text(json.dumps(results))
     accelerator.wait_for_everyone()
+
+
+def own(x: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that lies on this process."""
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def weights_of(trainer: PPOTrainer) -> dict[str, torch.Tensor]:

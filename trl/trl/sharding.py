@@ -52,11 +52,13 @@ class Replicated:
     def __init__(self, accelerator: Accelerator, config: PPOConfig) -> None:
         self.accelerator, self.config = accelerator, config
 
-    def prepare(self, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[nn.Module, Any, Any]:
-        """What accelerate makes of the three; the first of them is for passes that learn."""
+    def prepare(
+        self, model: nn.Module, optimizer: Any, scheduler: Any, reference: nn.Module | None
+    ) -> tuple[nn.Module, Any, Any]:
+        """What accelerate makes of the first three; the first of them is for passes that learn."""
         self.shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         model.to(self.accelerator.device)
-        self._before(model)
+        self._before(model, reference)
         prepared = self.accelerator.prepare(model, optimizer, scheduler)
         self.learner = self.accelerator.unwrap_model(prepared[0])
         self.learner.eval()
@@ -64,7 +66,7 @@ class Replicated:
         self.optimizer, self.scheduler = prepared[1:]
         return prepared
 
-    def _before(self, model: nn.Module) -> None:
+    def _before(self, model: nn.Module, reference: nn.Module | None) -> None:
         if self.accelerator.num_processes > 1:
             # DDP waits for the gradient of every weight. To look for those without one takes time in each pass.
             self.accelerator.ddp_handler.find_unused_parameters |= bool(model.unused_weights())
@@ -134,7 +136,7 @@ class Replicated:
 class _Sharded(Replicated):
     """What ZeRO and FSDP2 share."""
 
-    def _before(self, model: nn.Module) -> None:
+    def _before(self, model: nn.Module, reference: nn.Module | None) -> None:
         # processes exchange gradients in buckets of one layout: a weight that one of them does not use would shift them
         if unused := model.unused_weights():
             raise ValueError(
@@ -156,7 +158,9 @@ class Zero2(_Sharded):
         super().__init__(accelerator, config)
         unset_hf_deepspeed_config()  # which accelerate sets: transformers would split each further model that it loads
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        clipping = accelerator.state.deepspeed_plugin.gradient_clipping  # of the launch; another trainer may have set it
+        clipping = (
+            accelerator.state.deepspeed_plugin.gradient_clipping
+        )  # of the launch; another trainer may have set it
         due = config.max_grad_norm or 0.0
         if clipping not in ("auto", due):
             raise ValueError(
@@ -187,18 +191,20 @@ class Zero2(_Sharded):
 class _Gathered(_Sharded):
     """The weights are split too. `policy` is a second model, empty outside of `whole`."""
 
-    def _before(self, model: nn.Module) -> None:
-        super()._before(model)
+    def _before(self, model: nn.Module, reference: nn.Module | None) -> None:
+        super()._before(model, reference)
         if odd := [name for name, p in model.named_parameters() if not p.is_floating_point()]:
             raise ValueError(f"{self.name} cannot split quantised weights ({odd[0]}); use DDP or ZeRO-2")
+        if reference is not None and set(model.parameters()) & set(reference.parameters()):
+            raise ValueError(f"{self.name} splits weights that the reference shares; leave num_shared_layers out")
         empty = {id(p): nn.Parameter(p.new_empty(0), requires_grad=p.requires_grad) for p in model.parameters()}
         self._answering = copy.deepcopy(model, empty)
         self._inside = 0  # of `whole`, as deep as it is nested
         # every process goes through the same modules in the same order, however many of its queries are equal
         model.sharing_types = ()
 
-    def prepare(self, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[nn.Module, Any, Any]:
-        prepared = super().prepare(model, optimizer, scheduler)
+    def prepare(self, model: nn.Module, *others: Any) -> tuple[nn.Module, Any, Any]:
+        prepared = super().prepare(model, *others)
         self.policy = self._answering
         return prepared
 
@@ -241,14 +247,14 @@ class Fsdp2(_Gathered):
 
     name = "FSDP2"
 
-    def prepare(self, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[nn.Module, Any, Any]:
+    def prepare(self, model: nn.Module, *others: Any) -> tuple[nn.Module, Any, Any]:
         plugin = self.accelerator.state.fsdp_plugin
         given = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
         if plugin.auto_wrap_policy is not None and not plugin.transformer_cls_names_to_wrap:
             # accelerate looks for their names on the model with the value head, which does not know
             layers = {type(module).__name__ for module in model.modules()}
             plugin.transformer_cls_names_to_wrap = sorted(layers & set(model.base_model._no_split_modules or ()))
-        prepared = super().prepare(model, optimizer, scheduler)
+        prepared = super().prepare(model, *others)
         # of this model; another trainer in this process has its own
         plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = given
         return prepared

@@ -226,7 +226,8 @@ class PPOTrainer:
         if lr_scheduler is None:
             lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
         self._hidden_size = model.base_model.get_input_embeddings().weight.shape[1]
-        self.model, self.optimizer, self.lr_scheduler = self._sharding.prepare(model, optimizer, lr_scheduler)
+        prepared = self._sharding.prepare(model, optimizer, lr_scheduler, self.ref_model)
+        self.model, self.optimizer, self.lr_scheduler = prepared
         # the same weights, without the wrapper of processes; under ZeRO-3 and FSDP2 inside `whole_weights` alone
         self.policy = self._sharding.policy
         if self.ref_model is not None:
