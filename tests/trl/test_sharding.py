@@ -209,7 +209,10 @@ def test_layers_are_not_computed_again_with_zero3():
     sharding_of(fsdp(), config)
 
 
-@pytest.mark.parametrize("launched", [deepspeed({"stage": 2}), deepspeed({"stage": 3}), fsdp(auto_wrap_policy=None)])
+@pytest.mark.parametrize(
+    "launched",
+    [deepspeed({"stage": 2}), deepspeed({"stage": 3}), fsdp(auto_wrap_policy=None, transformer_cls_names_to_wrap=None)],
+)
 def test_models_that_cannot_be_split_are_refused(launched):
     sharding = sharding_of(launched, PPOConfig())
     config = LEDConfig(

@@ -26,6 +26,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .config import PPOConfig
@@ -250,10 +251,17 @@ class Fsdp2(_Gathered):
     def prepare(self, model: nn.Module, *others: Any) -> tuple[nn.Module, Any, Any]:
         plugin = self.accelerator.state.fsdp_plugin
         given = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
-        if plugin.auto_wrap_policy is not None and not plugin.transformer_cls_names_to_wrap:
+        by_layer = plugin.auto_wrap_policy is transformer_auto_wrap_policy
+        if by_layer:
             # accelerate looks for their names on the model with the value head, which does not know
             layers = {type(module).__name__ for module in model.modules()}
-            plugin.transformer_cls_names_to_wrap = sorted(layers & set(model.base_model._no_split_modules or ()))
+            names = plugin.transformer_cls_names_to_wrap or layers & set(model.base_model._no_split_modules or ())
+            plugin.transformer_cls_names_to_wrap = sorted({*names, *(layers & {"ValueHead"})})
+        elif len({p.dtype for p in model.parameters() if p.requires_grad}) > 1:
+            raise ValueError(
+                "the value head has another type than the weights, which FSDP2 cannot mix in a part; "
+                "set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"
+            )
         prepared = super().prepare(model, *others)
         # of this model; another trainer in this process has its own
         plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = given
