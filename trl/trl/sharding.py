@@ -172,8 +172,18 @@ class Zero2(_Sharded):
         settings["train_micro_batch_size_per_gpu"] = config.mini_batch_size
         settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
         settings["train_batch_size"] = config.backward_batch_size * accelerator.num_processes
-        if settings.get("bf16", {}).get("enabled"):
+        self._bf16 = (settings.get("bf16") or {}).get("enabled") is True
+        if self._bf16:
             settings["bf16"]["check_grad_overflow"] = True  # else a gradient that is not finite reaches the weights
+
+    def _before(self, model: nn.Module, reference: nn.Module | None) -> None:
+        super()._before(model, reference)
+        types = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
+        if types and not self._bf16:
+            raise ValueError(
+                f"DeepSpeed takes its steps in float32, and these weights train in {some_names(types)}; load the model "
+                "in float32, or set mixed_precision: bf16 in the launch file"
+            )
 
     def clipped_norm(self) -> float:
         return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
