@@ -36,6 +36,7 @@ def launch(
         (folder / "deepspeed.json").write_text(json.dumps(parts))
         file = {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": False}
         settings["deepspeed_config"] = file
+        del settings["mixed_precision"]  # accelerate wants it in the other file then
     changed = folder / f"{LAUNCHES[kind]}.yaml"
     changed.write_text(yaml.safe_dump(settings))
     with socket.socket() as free:
