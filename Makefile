@@ -72,8 +72,11 @@ $(VENV)/.installed: requirements.txt requirements-quickstart.txt setup.py trl/se
 	$(PIP) install --no-deps --no-build-isolation -e . -e ./trl
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-trl.txt
+# DeepSpeed's shared memory for processes on a CPU is switched off: it would be compiled at first use, which takes minutes
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-trl.txt requirements-deepspeed.txt
 	$(PIP) install -r requirements-dev.txt
-	rm -rf build/hf-trl
+	rm -rf build/hf-trl build/deepspeed
 	$(PIP) install --no-deps --target build/hf-trl -r requirements-trl.txt
+	DS_BUILD_OPS=0 $(PIP) install --no-deps --no-build-isolation --target build/deepspeed -r requirements-deepspeed.txt
+	sed -i.orig "s/if sys.platform != 'linux':/if True:/" build/deepspeed/deepspeed/ops/op_builder/cpu/comm.py
 	touch $@

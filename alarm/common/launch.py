@@ -31,7 +31,7 @@ def check_launch() -> None:
                 f"start several with `{TWO_CPU_PROCESSES}`"
             )
         return
-    if on_cpu:
+    if on_cpu or _deepspeed_on_cpu():
         return
     # srun and its like set no LOCAL_WORLD_SIZE: of this machine's processes, this one knows its own number
     local = int(env["LOCAL_RANK"]) + 1 if "LOCAL_RANK" in env else env["WORLD_SIZE"]
@@ -61,6 +61,12 @@ def process_timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def _deepspeed_on_cpu() -> bool:
+    """Whether this process was launched for DeepSpeed without GPUs. `trl.launch` asks the same for its trainer."""
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and "LOCAL_RANK" in os.environ
+    return asked and os.environ.get("DS_ACCELERATOR") == "cpu"
+
+
 def process_state():
     """accelerate's PartialState: this process's rank and device.
 
@@ -71,9 +77,11 @@ def process_state():
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    # accelerate chooses a backend by the GPU that it finds
+    backend = {"backend": "gloo"} if _deepspeed_on_cpu() else {}
     timeout = process_timeout()
     try:
-        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout)
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout, **backend)
     except RuntimeError as error:
         said = str(error).splitlines()[0].rstrip(".")
         if (fix := _how_to_meet(error, said, timeout)) is None:

@@ -145,17 +145,18 @@ class Training:
             rows = rows_of(prompts, rollout, measured, payment, self.recipe.alone, self.tokenizer, places)
             shown.extend((batch[k], row) for k, row in zip(places, rows, strict=True))
 
-        records = evaluate(
-            self.dev_prompts,
-            self.greedy,
-            self.tokenizer,
-            self.scorer,
-            self.recipe,
-            self.ppo.accelerator,
-            self.args.eval_batch_size,
-            title=f"dev, step {state.step}",
-            each=keep if due else None,
-        )
+        with self.ppo.whole_weights():
+            records = evaluate(
+                self.dev_prompts,
+                self.greedy,
+                self.tokenizer,
+                self.scorer,
+                self.recipe,
+                self.ppo.accelerator,
+                self.args.eval_batch_size,
+                title=f"dev, step {state.step}",
+                each=keep if due else None,
+            )
         rollouts.make_room("dev", state.step)
         if due:
             shown = sorted(gather_object(shown), key=lambda numbered: numbered[0])
@@ -174,8 +175,9 @@ class Training:
         # 1. sample
         started = time.perf_counter()
         prompts = [prompt for prompt in next(self.batches) for _ in range(self.args.samples_per_prompt)]
-        rollout = sample_rollout(self.sample, self.tokenizer, prompts)
-        rollout = resample_empty(rollout, self.sample, self.tokenizer)
+        with self.ppo.whole_weights():
+            rollout = sample_rollout(self.sample, self.tokenizer, prompts)
+            rollout = resample_empty(rollout, self.sample, self.tokenizer)
         generated = time.perf_counter()
         # 2. measure, then pay
         with failing_together(accelerator):

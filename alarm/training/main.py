@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 from ..api import Settings, Task
+from ..common.errors import UserError
 from ..common.flags import check_model_name, parser
 from ..common.launch import check_launch, process_state
 from ..common.prompts import uses_chat
@@ -37,6 +38,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
         task = task.configure(task, args)
     check_ppo_flags(args, task)
     check_launch()
+    check_sharding()
     rows = load_splits(task, args)
     policy = resolve_policy(args.policy_ckpt, args.resume_anyway)
     start = policy
@@ -109,6 +111,16 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
             run_training(ppo, run, scorer, recipe, tokenizer, prompts["dev"], args, scales)
     finally:
         scorer.close()
+
+
+def check_sharding() -> None:
+    """Raise UserError for a launch whose DeepSpeed or FSDP settings cannot work. Loads no model."""
+    from trl.launch import check_launch_settings
+
+    try:
+        check_launch_settings()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_splits(task: Task, args: argparse.Namespace) -> dict[str, list[dict]]:

@@ -147,8 +147,12 @@ def generate(
         output = quick.generate(query_ids, query_mask, settings)
     else:
         with _without_own_settings(base):
+            # no process waits for another: each has the whole weights, and ends when its own rows do
             output = model.generate(
-                input_ids=query_ids, attention_mask=query_mask, generation_config=settings, **arguments
+                input_ids=query_ids,
+                attention_mask=query_mask,
+                generation_config=settings,
+                **{"synced_gpus": False} | arguments,
             )
     first = 1 + len(tokens.prefix) if base.config.is_encoder_decoder else query_ids.shape[1]
     ends = [] if settings.eos_token_id is None else settings.eos_token_id

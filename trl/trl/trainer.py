@@ -23,9 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, send_to_device
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+    send_to_device,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, default_collate
@@ -34,12 +38,17 @@ from . import ppo_math
 from .batching import alike
 from .config import PPOConfig
 from .generation import describe_unused, generate, special_tokens
+from .launch import asked_for, check_launch_settings, deepspeed_on_cpu
 from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
 from .recomputation import recomputed_layers
 from .reference import create_reference_model
-from .value_head import current_names
+from .sharding import (
+    TRAINABLE_FILE,
+    DamagedStateError,
+    Replicated,
+    sharding_of,
+)
 
-TRAINABLE_FILE = "trainable.safetensors"
 STATE_FILE = "trainer_state.json"
 STATE_PATTERNS = (TRAINABLE_FILE, "*.bin", "*.pkl", "**/*.pt")  # of the files that accelerate and DeepSpeed write
 
@@ -52,10 +61,6 @@ ABSENT = {
     "prepare_dataloader": "give the constructor a dataset and a data_collator",
     "optional_peft_ctx": "use model.pretrained_model.disable_adapter",
 }
-
-
-class DamagedStateError(ValueError):
-    """A folder of `save_state` that is incomplete or cannot be read. An older one may be whole."""
 
 
 def set_seed(seed: int) -> None:
@@ -197,6 +202,7 @@ class PPOTrainer:
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = _make_accelerator(config)
+        self._sharding: Replicated = sharding_of(self.accelerator, config)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.is_peft_model = model.is_peft_model
         config.world_size = self.accelerator.num_processes
@@ -219,24 +225,23 @@ class PPOTrainer:
             optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=fused)
         if lr_scheduler is None:
             lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
-        if self.is_distributed and self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            # DDP waits for the gradient of every weight. To look for those without one takes time in each pass.
-            model.to(self.accelerator.device)
-            self.accelerator.ddp_handler.find_unused_parameters |= bool(model.unused_weights())
-        self.model, self.optimizer, self.lr_scheduler = self.accelerator.prepare(model, optimizer, lr_scheduler)
-        self.policy = self.accelerator.unwrap_model(self.model)  # the same weights, without the wrapper of processes
-        self.policy.eval()
-        self._hidden_size = self.policy.base_model.get_input_embeddings().weight.shape[1]
+        self._hidden_size = model.base_model.get_input_embeddings().weight.shape[1]
+        prepared = self._sharding.prepare(model, optimizer, lr_scheduler, self.ref_model)
+        self.model, self.optimizer, self.lr_scheduler = prepared
+        # the same weights, without the wrapper of processes; under ZeRO-3 and FSDP2 inside `whole_weights` alone
+        self.policy = self._sharding.policy
         if self.ref_model is not None:
             self.ref_model.eval().requires_grad_(False).to(self.accelerator.device)
         if ref_model is None and self.ref_model is not None:
             # DeepSpeed can have changed the type of the policy's weights
-            for copied, parameter in zip(self.ref_model.parameters(), self.policy.parameters(), strict=True):
+            for copied, parameter in zip(self.ref_model.parameters(), self._sharding.learner.parameters(), strict=True):
                 copied.data = copied.data.to(parameter.dtype)
         # each weight that trains, and a copy as it is now; None if another model or adapters off are the reference
         self._start_weights: list[tuple[nn.Parameter, Tensor]] | None = None
-        if self.ref_model is None and not self.policy.adapter_adds_zero():
-            self._start_weights = [(p, p.detach().clone()) for p in self._trainable_weights().values()]
+        with self.whole_weights():
+            if self.ref_model is None and not self.policy.adapter_adds_zero():
+                trained = [p for p in self.policy.parameters() if p.requires_grad]
+                self._start_weights = [(p, p.detach().clone()) for p in trained]
 
         self.dataset = dataset if dataset is None else self._used_columns(dataset)
         self.dataloader = None if dataset is None else self._make_dataloader(data_collator or default_collate)
@@ -249,8 +254,6 @@ class PPOTrainer:
         self._best_score = -math.inf  # highest mean score of a step, for `push_to_hub_if_best_kwargs`
         self.steps_done = 0  # calls of `step`, skipped ones included: the x axis of the tracker
         self.accelerator.register_for_checkpointing(self)
-        self.accelerator.register_save_state_pre_hook(self._save_trainable)
-        self.accelerator.register_load_state_pre_hook(self._load_trainable)
         self._tracking = False
         self._first_step: int | None = None  # of what the tracker will get, if it may hold later steps already
         self._warned_of_start = False
@@ -327,6 +330,16 @@ class PPOTrainer:
     def kl_ctl(self, controller: FixedKLController) -> None:
         self.kl_controller = controller
 
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """`policy` has its weights inside, also under ZeRO-3 and FSDP2, which split them at other times.
+
+        Every process enters and leaves it. Inside, `generate` and `reference_logits` may be called by any process, any
+        number of times; outside, by every process together, because each call brings the weights together once.
+        """
+        with self._sharding.whole():
+            yield
+
     def prepare_model_inputs(self, queries: Sequence[Tensor], responses: Sequence[Tensor]) -> dict:
         """Arguments of the model's forward whose outputs score the response tokens: B x (Q_i,) and B x (T_i,) ids."""
         return self._model_inputs(queries, responses)[0]
@@ -336,7 +349,7 @@ class PPOTrainer:
 
         T counts response tokens alone. The policy's weights are afterwards as they were.
         """
-        with self._reference() as reference:
+        with self.whole_weights(), self._reference() as reference:
             return reference(**inputs)[0]
 
     def batched_forward_pass(
@@ -468,14 +481,15 @@ class PPOTrainer:
         self.policy.eval()
         self._drop_gradients()  # those of the last `step` take memory
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for start in range(0, len(queries), batch_size or max(len(queries), 1)):
-            chunk = queries[start : start + batch_size] if batch_size else queries
-            if length_sampler is not None:
-                generation_kwargs["max_new_tokens"] = int(length_sampler())
-            found[0].extend(self._respond(self.policy, chunk, return_prompt, generation_kwargs))
-            if generate_ref_response:
-                with self._reference() as reference:
-                    found[1].extend(self._respond(reference, chunk, return_prompt, generation_kwargs))
+        with self.whole_weights():
+            for start in range(0, len(queries), batch_size or max(len(queries), 1)):
+                chunk = queries[start : start + batch_size] if batch_size else queries
+                if length_sampler is not None:
+                    generation_kwargs["max_new_tokens"] = int(length_sampler())
+                found[0].extend(self._respond(self.policy, chunk, return_prompt, generation_kwargs))
+                if generate_ref_response:
+                    with self._reference() as reference:
+                        found[1].extend(self._respond(reference, chunk, return_prompt, generation_kwargs))
         responses, ref_responses = (
             (_pad(rows, self._pad_id, "right", self.device)[0] if single and rows else rows) for rows in found
         )
@@ -556,7 +570,8 @@ class PPOTrainer:
         self._push_if_best(placed)
 
         # 1. the old policy, its values, the reference
-        logprobs, values, kl, entropy, ref_logprobs = self._score_rollout(queries, responses, mask)
+        with self.whole_weights():
+            logprobs, values, kl, entropy, ref_logprobs = self._score_rollout(queries, responses, mask)
         if not self._finite_everywhere(logprobs, values, kl):
             return self._skipped()
         scored = time.perf_counter()
@@ -889,13 +904,13 @@ class PPOTrainer:
                     sums = self._total(sums).cpu()
                     seen.sums.append(sums)
                     verdict = self._verdict(LossSums(*sums))
-                if verdict == "updates":
-                    accelerator.backward(scale * (mini.policy_loss + config.vf_coef * mini.value_loss))
+                loss = scale * (mini.policy_loss + config.vf_coef * mini.value_loss)
+                self._sharding.backward(loss, verdict == "updates")
                 if last:
                     if verdict == "updates":
-                        norm = self._clipped_norm()
-                        seen.norms += [] if norm is None else [norm]
-                        if norm is None or math.isfinite(norm):
+                        norm = self._sharding.clipped_norm()
+                        seen.norms.append(norm)
+                        if math.isfinite(norm):
                             self.optimizer.step()
                         else:
                             verdict = "skipped_nonfinite"
@@ -913,7 +928,7 @@ class PPOTrainer:
         inputs, labels = self._model_inputs(
             [experience.queries[row] for row in rows], [experience.responses[row] for row in rows]
         )
-        with recomputed_layers(self.policy):
+        with recomputed_layers(self._sharding.learner):
             logits, _, values = self.model(**inputs)
         columns = labels.shape[1]
         mask, old_logprobs = experience.mask[rows, :columns], experience.logprobs[rows, :columns]
@@ -950,27 +965,14 @@ class PPOTrainer:
             return "skipped_ratio"
         return "updates" if math.isfinite(means["loss/total"]) else "skipped_nonfinite"
 
-    def _clipped_norm(self) -> float | None:
-        """Clip the gradient; its norm before. None under DeepSpeed, which clips and steps by its own settings."""
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return None
-        trainable = [p for p in self.policy.parameters() if p.requires_grad]
-        limit = self.config.max_grad_norm
-        return float(self.accelerator.clip_grad_norm_(trainable, math.inf if limit is None else limit))
-
     def _drop_gradients(self) -> None:
-        self.policy.zero_grad()
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # ZeRO keeps what earlier mini-batches accumulated
-            engine = self.accelerator.deepspeed_engine_wrapped.engine
-            engine.optimizer.zero_grad()
-            if hasattr(engine.optimizer, "averaged_gradients"):
-                engine.optimizer.averaged_gradients = {}
+        self._sharding.drop_gradients()
 
     @contextmanager
     def _only_lora_dropout(self):
         """Dropout of the adapters on, everything else in eval mode (see the class)."""
-        modules = [m for name, m in self.policy.named_modules() if name.rsplit(".", 1)[-1] == "lora_dropout"]
+        named = self._sharding.learner.named_modules()
+        modules = [m for name, m in named if name.rsplit(".", 1)[-1] == "lora_dropout"]
         for module in modules:
             module.train()
         try:
@@ -1112,21 +1114,25 @@ class PPOTrainer:
         if folder.exists() and not known and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} holds something other than a model; choose another folder")
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            try:
-                temporary.mkdir(parents=True)
-                self.policy.save_pretrained(temporary)
-                if self.tokenizer is not None:
-                    self.tokenizer.save_pretrained(str(temporary))
-                if folder.exists():
-                    os.replace(folder, old)
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-                shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        with self.whole_weights():
+            if self.accelerator.is_main_process:
+                self._write_policy(folder)
+            self.accelerator.wait_for_everyone()
+
+    def _write_policy(self, folder: Path) -> None:
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        try:
+            temporary.mkdir(parents=True)
+            self.policy.save_pretrained(temporary)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(str(temporary))
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: Any = None, **kwargs: Any) -> str:
         """Upload what `save_pretrained` writes to a repository of the hub, made if it is not there. -> its address.
@@ -1151,13 +1157,14 @@ class PPOTrainer:
         the random states of every process. The data position is the caller's: `dataloader.batch_sampler.set_epoch`.
         """
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(folder))
+        folder = Path(folder)
+        self._sharding.save_state(folder, self)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            folder = Path(folder)
             files = {path for pattern in STATE_PATTERNS for path in folder.glob(pattern)}
             hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)}
-            state = {"num_processes": self.accelerator.num_processes, "sha256": hashes}
+            state = {"num_processes": self.accelerator.num_processes, "sharding": self._sharding.name}
+            state |= {"weights": self._sharding.shapes, "sha256": hashes}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
 
@@ -1181,11 +1188,21 @@ class PPOTrainer:
                 f"{folder} was written by {written_by} process(es) and cannot go on with "
                 f"{self.accelerator.num_processes}; launch as many"
             )
+        # an older version wrote neither of these
+        if (kind := state.get("sharding", self._sharding.name)) != self._sharding.name:
+            raise ValueError(
+                f"{folder} was written by a {kind} run and this one is {self._sharding.name}; launch alike"
+            )
+        shapes, own = state.get("weights", self._sharding.shapes), self._sharding.shapes
+        if differing := [name for name in {**own, **shapes} if own.get(name) != shapes.get(name)]:
+            raise ValueError(
+                f"{folder} is of another model: {differing[0]} and {len(differing) - 1} more weights differ"
+            )
         self._raise_together(self._damage(folder, hashes))
         random_file = self._random_file()
         problem = None
         try:
-            self.accelerator.load_state(str(folder))
+            self._sharding.load_state(folder, self)
             states = torch.load(folder / random_file, weights_only=False)
             # accelerate goes on in silence where random states cannot be set
             if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
@@ -1205,9 +1222,7 @@ class PPOTrainer:
 
     def _damage(self, folder: Path, hashes: dict[str, str]) -> str | None:
         """What is wrong with the files, None if nothing is. The main process compares the hashes for all."""
-        needed = [self._random_file(), "custom_checkpoint_0.pkl"]
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            needed += [TRAINABLE_FILE, "optimizer.bin", "scheduler.bin"]
+        needed = [self._random_file(), "custom_checkpoint_0.pkl", *self._sharding.state_files()]
         for name in {**dict.fromkeys(needed), **hashes}:
             if not (folder / name).is_file():
                 return _missing(folder, name)
@@ -1237,35 +1252,6 @@ class PPOTrainer:
             self.running.load_state_dict(state["running"])
             self._best_score = state["best_score"]
 
-    def _trainable_weights(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-
-    def _save_trainable(self, models: list, weights: list, folder: str) -> None:
-        weights.clear()  # else accelerate writes the frozen base model too
-        if not self.accelerator.is_main_process:
-            return
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            state = {name: p.detach().cpu().contiguous() for name, p in self._trainable_weights().items()}
-            save_file(state, str(Path(folder) / TRAINABLE_FILE))
-
-    def _load_trainable(self, models: list, folder: str) -> None:
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return
-        models.clear()
-        path = Path(folder) / TRAINABLE_FILE
-        try:
-            state = current_names(load_file(str(path)))
-        except (SafetensorError, OSError) as error:
-            raise DamagedStateError(f"{path} cannot be read: {error}") from None
-        weights = self._trainable_weights()
-        if differing := sorted(weights.keys() ^ state.keys()):
-            raise ValueError(f"{path} is of another model: {differing[0]} and {len(differing) - 1} more names differ")
-        with torch.no_grad():
-            for name, parameter in weights.items():
-                if parameter.shape != state[name].shape:
-                    raise ValueError(f"{path} is of another model: {name} has shape {tuple(state[name].shape)}")
-                parameter.copy_(state[name])
-
 
 def _check_model(model: Any) -> None:
     from .models import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
@@ -1288,7 +1274,7 @@ def _check_head(model: nn.Module, config: PPOConfig) -> None:
 def _make_accelerator(config: PPOConfig) -> Accelerator:
     if config.log_with is not None and importlib.util.find_spec(config.log_with) is None:
         raise ValueError(f"log_with is {config.log_with!r}, which is not installed; install it, or choose 'none'")
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    check_launch_settings()
     if config.project_kwargs.get("automatic_checkpoint_naming"):
         raise ValueError("project_kwargs: automatic_checkpoint_naming is not possible; name folders to save_state")
     project = {"project_dir": config.logging_dir} if config.log_with is not None else {}
@@ -1302,25 +1288,20 @@ def _make_accelerator(config: PPOConfig) -> Accelerator:
         raise ValueError(f"accelerator_kwargs cannot set {', '.join(taken)}; PPOConfig's other fields and step do")
     if given.get("mixed_precision") == "fp16":
         raise ValueError("accelerator_kwargs: PPOTrainer does not scale losses, which fp16 needs; choose bf16 or no")
-    given.setdefault("mixed_precision", None if deepspeed else "no")
+    given.setdefault("mixed_precision", None if asked_for("DEEPSPEED") else "no")
     handlers = list(given.pop("kwargs_handlers", None) or [])
     if not any(isinstance(handler, DistributedDataParallelKwargs) for handler in handlers):
         handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
+    if deepspeed_on_cpu():
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     try:
         own["project_config"] = ProjectConfiguration(**project | config.project_kwargs)
     except TypeError as error:
         raise ValueError(f"project_kwargs: {error}") from None
     try:
-        accelerator = Accelerator(**own, kwargs_handlers=handlers, **given)
+        return Accelerator(**own, kwargs_handlers=handlers, **given)
     except TypeError as error:
         raise ValueError(f"accelerator_kwargs: {error}") from None
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("PPOTrainer does not run under FSDP; use several GPUs (DDP) or DeepSpeed ZeRO-2")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = config.mini_batch_size
-        settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
-    return accelerator
 
 
 def _check_ids(name: str, sequences: Sequence[Tensor]) -> None:
