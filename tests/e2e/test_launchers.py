@@ -237,7 +237,7 @@ main()
 """
 
 
-def start_exchange(nodes: list[Node], folder: Path) -> tuple[list[subprocess.Popen], list[Path]]:
+def start_exchange(nodes: list[Node], folder: Path, **variables: str) -> tuple[list[subprocess.Popen], list[Path]]:
     """One process on each node, without a launcher; they exchange numbers, and wait for each other at most 3 s."""
     (folder / "exchange.py").write_text(EXCHANGE)
     outputs = [folder / "0.txt", folder / "1.txt"]
@@ -246,15 +246,16 @@ def start_exchange(nodes: list[Node], folder: Path) -> tuple[list[subprocess.Pop
     launch["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "trl")))
     words = [sys.executable, str(folder / "exchange.py")]
     started = [
-        node.start(words, output, **launch, RANK=str(node.rank)) for node, output in zip(nodes, outputs, strict=True)
+        node.start(words, output, **launch | variables, RANK=str(node.rank))
+        for node, output in zip(nodes, outputs, strict=True)
     ]
-    wait_for(outputs[0], "exchanged 3", started)
     return started, outputs
 
 
 @pytest.mark.slow
 def test_the_node_where_all_meet_dies(nodes, tmp_path):
     started, outputs = start_exchange(nodes, tmp_path)
+    wait_for(outputs[0], "exchanged 3", started)
     nodes[0].kill()
     assert started[1].wait(HUNG) == 1
     (line,) = error_lines(outputs[1])
@@ -266,11 +267,22 @@ def test_the_node_where_all_meet_dies(nodes, tmp_path):
 def test_the_cable_is_cut(nodes, tmp_path):
     """No word comes from the other node, not even that it is gone."""
     started, outputs = start_exchange(nodes, tmp_path)
+    wait_for(outputs[0], "exchanged 3", started)
     ip("-n", nodes[1].name, "link", "set", nodes[1].end, "down")
     assert [process.wait(HUNG) for process in started] == [1, 1]
     for output in outputs:
         (line,) = error_lines(output)
         assert "has not answered for 3 s" in line and "ALARM_PROCESS_TIMEOUT" in line
+        assert "Traceback" not in output.read_text()
+
+
+@pytest.mark.slow
+def test_the_wrong_network_is_named(nodes, tmp_path):
+    started, outputs = start_exchange(nodes, tmp_path, GLOO_SOCKET_IFNAME="lo")
+    assert [process.wait(HUNG) for process in started] == [2, 2]
+    for output in outputs:
+        (line,) = error_lines(output)
+        assert "GLOO_SOCKET_IFNAME" in line and f"{nodes[0].address}:29500" in line
         assert "Traceback" not in output.read_text()
 
 
