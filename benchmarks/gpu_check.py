@@ -24,16 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "trl")]
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from stages import Shape, World
 
@@ -49,6 +44,7 @@ if TYPE_CHECKING:
 
     from alarm.models.holistic import HolisticModel
 
+ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 REPEATS = 3  # timed runs of a stage
 COMPILING = 120  # seconds that must be left before anything is compiled
@@ -82,7 +78,7 @@ def world_of(task: str, policy: Shape, readers: Shape, prompts: int, prompt_toke
 
 
 LONGFORMER_BASE = Shape(768, 12, 12, 3072, 50265)
-SMALL = Shape(64, 2, 2, 128, 300)
+SMALL = Shape(32, 1, 2, 64, 200)
 SIZES = {
     "paper": Sizes(
         worlds=(
@@ -99,7 +95,7 @@ SIZES = {
         copied=GIB,
     ),
     "tiny": Sizes(
-        worlds=(world_of("qa", SMALL, SMALL, 8, 48, 12), world_of("mt", SMALL, SMALL, 32, 12, 8)),
+        worlds=(world_of("qa", SMALL, SMALL, 8, 40, 8), world_of("mt", SMALL, SMALL, 32, 8, 4)),
         holistic={"tiny": SMALL},
         reserve=0,
         product=128,
@@ -565,6 +561,10 @@ def finish(check: Check, file: str | None) -> int:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    sys.path.insert(0, str(ROOT))  # the package `miniature` is not installed
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)
     import torch
     import transformers
 

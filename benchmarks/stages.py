@@ -136,10 +136,11 @@ def make_world(world: World, folder: Path, device: str = "cpu") -> dict:
         else {"translation": {"es": text, "en": text}}
         for text in texts
     ]
-    (folder / "rows.json").write_text(json.dumps(rows))
+    for name, part in (("train", rows[: world.prompts]), ("dev", rows[world.prompts :])):
+        (folder / f"{name}.json").write_text(json.dumps(part))
     flags = [
         "--policy_ckpt", folder / "policy", "--holistic_model", folder / "holistic", "--report_to", "none",
-        "--train_file", folder / "rows.json", "--dev_file", folder / "rows.json", "--save_dir", folder / "run",
+        "--train_file", folder / "train.json", "--dev_file", folder / "dev.json", "--save_dir", folder / "run",
         "--batch_size", world.prompts, "--dtype", world.dtype,
     ]  # fmt: skip
     if world.task == "qa":
