@@ -23,7 +23,7 @@ HIDDEN, LAYERS, HEADS, WORDS = 64, 2, 4, 60
 POSITIONS = 1200
 POLICIES = {"t5": "T5", "llama": "Llama"}
 NEW_TOKENS = 24
-DRAWS = 2048
+DRAWS = 1024
 
 # What a comparison may differ by. float32: more than fifty times what float32 and float64 differ by on a CPU.
 # bfloat16: three to ten times what it and float32 differ by there. docs/gpu_check.md has these numbers

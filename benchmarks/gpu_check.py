@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-REPEATS = 3  # timed runs of a stage
 COMPILING = 120  # seconds that must be left before anything is compiled
 DTYPES = ("float32", "bfloat16")
 # the paper's headline runs; at this rate weights do not move, so that no pass over a batch ends early
@@ -69,6 +68,7 @@ class Sizes:
     reserve: int  # bytes that must stay free beside the holistic model
     product: int  # rows of the matrices whose product is timed
     copied: int  # bytes of the copy that is timed
+    repeats: int  # timed runs of a stage
 
 
 def world_of(task: str, policy: Shape, readers: Shape, prompts: int, prompt_tokens: int, tokens: int) -> World:
@@ -93,6 +93,7 @@ SIZES = {
         reserve=12 * GIB,
         product=8192,
         copied=GIB,
+        repeats=3,
     ),
     "tiny": Sizes(
         worlds=(world_of("qa", SMALL, SMALL, 8, 40, 8), world_of("mt", SMALL, SMALL, 32, 8, 4)),
@@ -100,6 +101,7 @@ SIZES = {
         reserve=0,
         product=128,
         copied=2**22,
+        repeats=1,
     ),
 }
 
@@ -237,7 +239,7 @@ def reference_step(folder: Path) -> dict:
 
 def compare(reference: Path, folder: Path, device: str) -> Iterator[Line]:
     """All comparisons of the models in `folder` on the device with those in `reference` on the CPU."""
-    from agreement import POLICIES, failed, policy_lines, ppo_lines, ppo_step, reward_lines
+    from agreement import POLICIES, policy_lines, ppo_lines, ppo_step, reward_lines
 
     wanted: dict = {}
 
@@ -246,19 +248,24 @@ def compare(reference: Path, folder: Path, device: str) -> Iterator[Line]:
             wanted.update(reference_step(reference))
         yield from ppo_lines(wanted, ppo_step(folder, dtype), dtype)
 
+    groups: dict[str, Callable[[str], Iterator[Line]]] = {
+        **{kind: lambda dtype, kind=kind: policy_lines(reference, folder, kind, device, dtype) for kind in POLICIES},
+        "reward models": lambda dtype: reward_lines(reference, folder, device, dtype),
+        "PPO step": of_ppo,
+    }
     for dtype in DTYPES:
-        groups: dict[str, Callable[[str], Iterator[Line]]] = {
-            **{
-                kind: lambda dtype, kind=kind: policy_lines(reference, folder, kind, device, dtype) for kind in POLICIES
-            },
-            "reward models": lambda dtype: reward_lines(reference, folder, device, dtype),
-            "PPO step": of_ppo,
-        }
-        for name, lines in groups.items():
-            try:
-                yield from lines(dtype)
-            except Exception as error:  # one that cannot run must not hide the others
-                yield failed(name, dtype, error)
+        yield from guarded(groups, dtype)
+
+
+def guarded(groups: dict[str, Callable[[str], Iterator[Line]]], dtype: str) -> Iterator[Line]:
+    """The lines of each group; one that raises becomes a line that failed, and does not hide the others."""
+    from agreement import failed
+
+    for name, lines in groups.items():
+        try:
+            yield from lines(dtype)
+        except Exception as error:
+            yield failed(name, dtype, error)
 
 
 # --- 3. stages at full size ------------------------------------------------------------------------------------------
@@ -353,9 +360,9 @@ def say_cost(found: dict) -> None:
 
 
 def repeat(action: Callable[[], Any], check: Check) -> list[dict]:
-    """Up to REPEATS runs, at least one, fewer if the time is over."""
+    """One run or more, fewer than wanted if the time is over."""
     runs = [timed(action, check.device)]
-    while len(runs) < REPEATS and check.left() > runs[-1]["seconds"]:
+    while len(runs) < check.sizes.repeats and check.left() > runs[-1]["seconds"]:
         runs.append(timed(action, check.device))
     return runs
 
