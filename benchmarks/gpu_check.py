@@ -568,18 +568,19 @@ def finish(check: Check, file: str | None) -> int:
 @report_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    sys.path.insert(0, str(ROOT))  # the package `miniature` is not installed
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore", FutureWarning)
     import torch
-    import transformers
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"torch {torch.__version__} finds no GPU on this machine; run this on one that has a GPU and its driver "
             "(without one: --device cpu --sizes tiny)"
         )
+    sys.path.insert(0, str(ROOT))  # the package `miniature` is not installed
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     # before accelerate, which has one device a process, is used first

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -17,13 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT
-
-SCRIPT = str(ROOT / "benchmarks" / "gpu_check.py")
-
-
-def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, *flags]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +50,9 @@ def changed(small, tmp_path_factory):
 
 
 def test_all_parts(bench, tmp_path):
-    done = run("--device", "cpu", "--sizes", "tiny", "--json", str(tmp_path / "found.json"))
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--device", "cpu", "--sizes", "tiny"]
+    command += ["--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
 
@@ -89,11 +83,14 @@ def test_all_parts(bench, tmp_path):
     assert "qa generate, static cache" in done.stdout and "compiled cache" in done.stdout
 
 
-def test_no_gpu():
-    done = run(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
-    assert done.returncode == 2 and done.stdout == ""
-    (said,) = done.stderr.strip().splitlines()
-    assert said.startswith("error:") and "--device cpu" in said
+def test_no_gpu(bench, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        bench.gpu_check.main([])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == ""
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("error:") and "--device cpu" in line
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
