@@ -350,7 +350,7 @@ def cost(name: str, runs: list[dict], products: tuple[int, int], facts: dict) ->
         "operations": operations,
         "bytes": moved,
         "limits": limits,
-        "share": max(limits.values()) / found["seconds"] if found["seconds"] else None,
+        "share": max(limits.values()) / found["seconds"] if operations and found["seconds"] else None,
     }
 
 
