@@ -2,6 +2,7 @@
 #                   GRAMMAR=languagetool: TASK=mt with the real grammar checker
 # make test         environment, install, the test suite (make test-all: whole pipelines of real data too)
 # make languagetool the real grammar checker for translation (97 MB from Maven Central; wants Java 17 and Maven)
+# make gpu-check    10 minutes on a machine with a GPU: results against a CPU, seconds and memory; FLAGS="..." adds flags
 # make plots        a PNG of the run in the folder RUN_DIR (several: RUN_DIR="runs/a runs/b"), from its log
 # make style        formatter and linter
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +17,7 @@ TASK ?= mt
 
 LANGUAGETOOL = languagetool/LanguageTool-6.8
 
-.PHONY: quickstart paper test test-all test-fast style clean-quickstart languagetool plots
+.PHONY: quickstart paper test test-all test-fast style clean-quickstart languagetool plots gpu-check
 
 # for real translation, LanguageTool is downloaded if Java and Maven are installed; for the small one, if GRAMMAR asks for it
 quickstart: $(VENV)/.installed $(if $(filter languagetool,$(GRAMMAR)),languagetool)
@@ -45,6 +46,10 @@ test-fast: $(VENV)/.installed-dev
 style: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# exit code 1: a comparison failed; 2: no GPU was found
+gpu-check: $(VENV)/.installed
+	$(RUN) benchmarks/gpu_check.py --json gpu_check.json $(FLAGS)
 
 plots: $(if $(RUN_DIR),$(VENV)/.installed)
 	@test -n "$(RUN_DIR)" || { echo "error: name the run's folder: make plots RUN_DIR=..." >&2; exit 2; }

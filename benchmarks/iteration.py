@@ -23,14 +23,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
+
+# beside this file: `benchmarks.stages` would be looked for in an installed package of that name
+from stages import Shape, World, load_stages, make_world
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -71,16 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-# --- worlds ----------------------------------------------------------------------------------------------------------
-
-
-def random_text(rng: random.Random, words: list[str], count: int) -> str:
-    """`count` words; about one in twelve ends a sentence."""
-    picked = [rng.choice(words[1:]) if rng.random() > 1 / 12 else "." for _ in range(count - 1)]
-    return " ".join([*picked, "."])
-
-
-def make_world(name: str, folder: Path, args: argparse.Namespace) -> dict:
+def make_files(name: str, folder: Path, args: argparse.Namespace) -> dict:
     """Write models and data -> {"task", "argv" of train_ppo.py, "answers": texts to score (None: sampled ones)}."""
     if name == "miniature":
         from miniature.settings import WORLDS as SMALL_WORLDS
@@ -90,194 +81,14 @@ def make_world(name: str, folder: Path, args: argparse.Namespace) -> dict:
         flags = world.files(world.shipped, Path(args.data).resolve()) | dict(world.ppo)
         del flags["task"]
         return {"task": str(ROOT / world.task), "argv": flag_words(**flags, save_dir=folder / "run"), "answers": None}
-    import torch
-    import transformers
-    from transformers import (
-        LlamaConfig,
-        LongformerConfig,
-        LongformerForSequenceClassification,
-        LongformerForTokenClassification,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
-    from alarm.models.holistic import LlamaRewardModel
-    from miniature.models import policy_tokenizer, reader_tokenizer
-
-    transformers.utils.logging.disable_progress_bar()
-    rng = random.Random(0)
-    torch.manual_seed(0)
-    words = [".", *(f"w{number}" for number in range(args.vocabulary - 4))]
+    shape = Shape(args.hidden, args.layers, args.hidden // 64, 4 * args.hidden, args.vocabulary)
     prompts, longest = (
         (args.prompts, args.prompt_tokens) if name == "qa" else (4 * args.prompts, args.prompt_tokens // 8)
     )
-    positions = longest + args.tokens + 32
-    heads, size = args.hidden // 64, args.hidden
-    tokenizer = policy_tokenizer(words)
-    policy = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(tokenizer), d_model=size, d_kv=64, num_heads=heads, d_ff=4 * size, num_layers=args.layers,
-            num_decoder_layers=args.layers, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-            initializer_factor=0.05,
-        )
-    )  # fmt: skip
-    reader = reader_tokenizer(words, positions, both_ends=True)
-    shape = {
-        "vocab_size": len(reader), "hidden_size": size, "intermediate_size": 4 * size, "num_hidden_layers": args.layers,
-        "num_attention_heads": heads,
-    }  # fmt: skip
-    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    llama = LlamaRewardModel(LlamaConfig(max_position_embeddings=positions, **shape, **special))
-    llama.config.architectures = ["LlamaRewardModel"]
-    models = {"policy": (policy, tokenizer), "holistic": (llama, reader)}
-    if name == "qa":
-        shape |= special | {"attention_window": 512, "max_position_embeddings": positions + 2}
-        units = LongformerConfig(id2label=dict(enumerate(("F-ERR", "NF-ERR", "O"))), **shape)
-        models["rm/rel_rm"] = models["rm/fact_rm"] = LongformerForTokenClassification(units), reader
-        models["rm/comp_rm"] = LongformerForSequenceClassification(LongformerConfig(num_labels=1, **shape)), reader
-    for place, (model, own) in models.items():
-        model.save_pretrained(folder / place)
-        own.save_pretrained(folder / place)
-    texts = [random_text(rng, words, rng.randint(longest // 2, longest)) for _ in range(2 * prompts)]
-    key = ("text",) if name == "qa" else ("translation", "es")
-    rows = [
-        {"text": text, "question": "w1 w2 w3", "passages": [], "answer": [text]}
-        if key == ("text",)
-        else {"translation": {"es": text, "en": text}}
-        for text in texts
-    ]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    flags = [
-        "--policy_ckpt", folder / "policy", "--holistic_model", folder / "holistic", "--report_to", "none",
-        "--train_file", folder / "rows.json", "--dev_file", folder / "rows.json", "--save_dir", folder / "run",
-        "--batch_size", prompts, "--dtype", "float32",
-    ]  # fmt: skip
-    if name == "qa":
-        flags += ["--max_generated_len", args.tokens, "--max_input_len", longest, "--reward_model_dir", folder / "rm"]
-        flags += ["--splitter", "sentencizer"]
-    else:
-        flags += ["--max_len", max(args.tokens, longest), "--prompt_prefix", "", "--grammar_backend", "rules"]
-    answers = [random_text(rng, words, rng.randint(args.tokens // 2, args.tokens)) for _ in range(prompts)]
-    return {"task": name, "argv": [str(flag) for flag in flags], "answers": answers}
+    return make_world(World(name, shape, shape, shape, prompts, longest, args.tokens), folder)
 
 
 # --- a process that has one revision's code --------------------------------------------------------------------------
-
-
-class Peak:
-    """MiB that a stage adds to the process at its highest. None where it cannot be measured."""
-
-    def __init__(self, on_gpu: bool) -> None:
-        self.on_gpu = on_gpu
-
-    def _kib(self, key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-    def start(self) -> None:
-        import torch
-
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated() / 2**20
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-            self.before = self._kib("VmRSS") / 2**10
-        except OSError:
-            self.before = None
-
-    def added(self) -> float | None:
-        import torch
-
-        if self.before is None:
-            return None
-        now = torch.cuda.max_memory_allocated() / 2**20 if self.on_gpu else self._kib("VmHWM") / 2**10
-        return now - self.before
-
-
-def load_stages(world: dict, device: str) -> tuple[dict, dict]:
-    """The stages by name, and the rollout that those after generation read (under "rollout")."""
-    import torch
-
-    from alarm.api import Settings
-    from alarm.common.launch import process_state
-    from alarm.rewards import RewardRecipe, combine
-    from alarm.scoring import holistic_of, load_scorer, measure
-    from alarm.tasks.find import find_task
-    from alarm.training.generate import generator
-    from alarm.training.main import load_splits, parse_args
-    from alarm.training.policy import build_trainer, encode_splits, load_tokenizer
-    from alarm.training.rollout import sample_rollout
-    from alarm.types import Rollout
-    from trl.generation import GREEDY, SAMPLING
-
-    os.environ["ACCELERATE_USE_CPU"] = str(device == "cpu").lower()
-    task = find_task(world["task"])
-    args = parse_args(task, "", world["argv"])
-    if task.configure is not None:
-        task = task.configure(task, args)
-    state = process_state()
-    tokenizer = load_tokenizer(args.policy_ckpt, args)
-    rows = load_splits(task, args)
-    prompts = encode_splits(tokenizer, rows, task, args.max_input_len, dict.fromkeys(rows, "a file"))["train"]
-    settings = Settings(args, tokenizer, state.device, getattr(torch, args.dtype))
-    names = [aspect.name for aspect in task.aspects]
-    recipe = RewardRecipe.from_flags(args, task)
-    scorer = load_scorer(task, names, settings, holistic_of(task, args, settings))
-    ppo = build_trainer(args, args.policy_ckpt, tokenizer, prompts)
-    each = args.samples_per_prompt
-    batch = [prompt for prompt in prompts[: args.batch_size // each] for _ in range(each)]
-    groups = None if each == 1 else torch.arange(len(batch)) // each
-    limit = {"max_new_tokens": args.max_generated_len}
-    sample, greedy = (generator(ppo.policy, tokenizer, **how | limit) for how in (SAMPLING, GREEDY))
-    queries = [prompt.ids for prompt in batch]
-    found: dict = {}
-
-    def use(ids: list[list[int]] | None) -> list[list[int]]:
-        """Set the rollout: these answers, or sampled ones. -> its ids"""
-        if ids is None and world["answers"] is not None:
-            ids = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 1] for text in world["answers"]]
-        given = None if ids is None else [torch.tensor(row) for row in ids]
-        rollout: Rollout = sample_rollout(sample if given is None else lambda _: given, tokenizer, batch)
-        found["rollout"], found["measured"] = rollout, measure(rollout, scorer, recipe.paid_aspects)
-        return [row.tolist() for row in rollout.response_ids]
-
-    stages = {
-        "generate": lambda: sample(queries),
-        "greedy": lambda: greedy(queries),
-        "holistic": lambda: scorer.holistic(found["rollout"]),
-        **{name: lambda name=name: scorer.aspects[name](found["rollout"]) for name in names},
-        "pay": lambda: combine(found["measured"], recipe, groups),
-        "ppo": lambda: ppo.step(
-            queries, found["rollout"].response_ids, combine(found["measured"], recipe, groups).rewards
-        ),
-    }
-    return stages, {"use": use}
-
-
-def matrix_rate(device: str) -> float:
-    """Operations a second of a large float32 matrix product, the best of five."""
-    import torch
-
-    x = torch.randn(1024, 1024, device=device)
-    best = float("inf")
-    for _ in range(5):
-        started = seconds(device)
-        for _ in range(4):
-            x @ x
-        best = min(best, (seconds(device) - started) / 4)
-    return 2 * 1024**3 / best
-
-
-def seconds(device: str) -> float:
-    """CPU seconds of this process; on a GPU seconds by the clock once all that was asked for is done."""
-    if device == "cpu":
-        return time.process_time()
-    import torch
-
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def work(file: str) -> None:
@@ -285,7 +96,7 @@ def work(file: str) -> None:
     answers = sys.stdout
     with redirect_stdout(sys.stderr):
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
+        from measuring import Peak, count_products, matrix_rate, seconds
 
         world = json.loads(Path(file).read_text())
         device = world["device"]
@@ -297,13 +108,10 @@ def work(file: str) -> None:
             if "use" in request:
                 answer = others["use"](request["use"])
             elif "rate" in request:
-                answer = matrix_rate(device)
+                answer = matrix_rate(device, torch.float32, 1024 if device == "cpu" else 8192)
             elif request.get("count"):
-                counter = FlopCounterMode(display=False)
                 torch.manual_seed(0)
-                with counter:
-                    stages[request["stage"]]()
-                answer = counter.get_total_flops()
+                answer, *_ = count_products(stages[request["stage"]])
             else:
                 torch.manual_seed(request["seed"])
                 peak = Peak(device == "cuda")
@@ -348,8 +156,10 @@ class Worker:
 
 def measure_world(name: str, folder: Path, trees: dict[str, Path], args: argparse.Namespace) -> dict:
     """{"rate", "stages": {stage: {"limit", "revisions": {revision: {"seconds", "MiB"}}}}}"""
+    from measuring import summary
+
     folder.mkdir()
-    world = make_world(name, folder, args) | {"device": args.device, "threads": args.threads}
+    world = make_files(name, folder, args) | {"device": args.device, "threads": args.threads}
     file = folder / "world.json"
     file.write_text(json.dumps(world))
     with ExitStack() as stack:
@@ -374,17 +184,6 @@ def measure_world(name: str, folder: Path, trees: dict[str, Path], args: argpars
             found[stage] = {"limit": limit, "revisions": {r: summary(of) for r, of in runs.items()}}
             print(line(stage, found[stage]), flush=True)
     return {"rate": rate, "stages": found}
-
-
-def summary(runs: list[dict]) -> dict:
-    times = sorted(run["seconds"] for run in runs)
-    memory = [run["MiB"] for run in runs]
-    return {
-        "seconds": statistics.median(times),
-        "least": times[0],
-        "most": times[-1],
-        "MiB": None if None in memory else max(memory),
-    }
 
 
 def line(stage: str, found: dict) -> str:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from trl.config import CACHES
 from trl.generation import GREEDY, SAMPLING
 
 from ..api import RAW_HOLISTIC
@@ -135,6 +136,7 @@ def run_test(
     meta: generation settings -> what the file depends on, for its sidecar.
     """
     settings = {**(SAMPLING if args.test_do_sample else GREEDY), "max_new_tokens": args.max_generated_len}
+    settings |= CACHES[args.generation_cache]
     started = time.perf_counter()
     accelerator = Accelerator()
     records = evaluate(

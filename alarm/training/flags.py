@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trl.config import ADVANTAGES, KL_PENALTIES, TRACKERS
+from trl.config import ADVANTAGES, CACHES, KL_PENALTIES, TRACKERS
 from trl.paths import check_base
 
 from ..api import Flag, Task
@@ -237,6 +237,14 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         "weights of policy and reward models; LoRA adapters and the value head stay float32",
         default="bfloat16",
         choices=("bfloat16", "float32"),
+    )
+    add(
+        "generation_cache",
+        "where answers keep what was computed for earlier tokens: dynamic grows; static has its full length from the "
+        "start; compiled is static, and the step of a token is compiled (a GPU only). No speed was measured: "
+        "`make gpu-check` does",
+        default=next(iter(CACHES)),
+        choices=tuple(CACHES),
     )
     add("seed", "seed of data order, initialisation and sampling", seed_value, default=42)
     add(

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from trl.config import CACHES
 from trl.generation import GREEDY, SAMPLING
 
 from ..combiners import update_multipliers
@@ -327,7 +328,7 @@ def run_training(
 
     `scales`: what a calibration says of holistic_reward and response_length, to warn when they drift from it.
     """
-    limit = {"max_new_tokens": args.max_generated_len}
+    limit = {"max_new_tokens": args.max_generated_len, **CACHES[args.generation_cache]}
     steps = args.max_steps or args.outer_epoch * len(ppo.dataloader)
     started = time.perf_counter()
     training = Training(

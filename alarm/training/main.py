@@ -73,6 +73,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
     from .policy import (
         build_trainer,
         check_adapter_flags,
+        check_cache,
         encode_splits,
         is_encoder_decoder,
         load_answering_policy,
@@ -81,6 +82,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
     state = process_state()
     check_adapter_flags(args, policy)
+    check_cache(args, state.device)
     tokenizer = load_tokenizer(policy, args)
     chat = uses_chat(tokenizer, not is_encoder_decoder(policy), args.chat_template)
     sources = {split: getattr(args, f"{file_of(split, args)}_file") or source_of(task, args) for split in rows}

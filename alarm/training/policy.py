@@ -16,6 +16,7 @@ from ..common.launch import is_main_process
 from ..models.load import has_encoder, reported
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
@@ -260,3 +261,9 @@ def check_adapter_flags(args: argparse.Namespace, policy: str) -> None:
         raise UserError("--lora_targets goes with LoRA; drop it or --no_lora")
     if is_adapter(policy):
         raise UserError(f"--no_lora: {policy} is an adapter, and its base stays as it is; drop --no_lora")
+
+
+def check_cache(args: argparse.Namespace, device: torch.device) -> None:
+    """Raise UserError for a --generation_cache that this device does not have."""
+    if args.generation_cache == "compiled" and device.type == "cpu":
+        raise UserError("--generation_cache compiled: this process has no GPU, where alone it compiles; drop it")

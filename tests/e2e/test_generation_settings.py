@@ -11,6 +11,7 @@ import torch
 from e2e.test_train_ppo import log_rows, policy_weights, untimed
 
 from alarm.training.calibrate import main as calibrate
+from trl.config import CACHES
 
 BENT = {
     "do_sample": True,
@@ -74,3 +75,32 @@ def test_a_calibration(sample_flags, calibration, bent_policy, tmp_path, fresh_a
     plain, bent = json.loads(calibration.read_text()), json.loads(path.read_text())
     assert plain["rewards"] == bent["rewards"]
     check_named_once(capfd.readouterr().out)
+
+
+def test_another_cache(world, train_ppo, tmp_path):
+    """Greedy answers stay, and the sampled ones of a T5 come from transformers, which draws otherwise."""
+    flags = [*world.flags, "--max_steps", "1", "--eval_interval", "1", "--checkpoint_interval", "0"]
+    logs = []
+    for cache in ("dynamic", "static"):
+        train_ppo([*flags, "--generation_cache", cache, "--save_dir", str(tmp_path / cache)])
+        logs.append(untimed(log_rows(tmp_path / cache)))
+    (before, drawn, *_), (same, other, *_) = logs
+    assert "dev" in before and before == same
+    assert "train" in drawn and drawn != other
+
+
+def test_a_test_with_another_cache(world, train_ppo, tmp_path):
+    answers, settings = [], []
+    for cache in ("dynamic", "static"):
+        file = tmp_path / f"{cache}.json"
+        train_ppo([*world.flags, "--test", "--generation_cache", cache, "--save_dir", str(file)])
+        answers.append(json.loads(file.read_text()))
+        settings.append(json.loads(file.with_suffix(".meta.json").read_text())["settings"]["sampling"])
+    assert answers[0] == answers[1] and any(row["response_length"] > 1 for row in answers[0])
+    assert settings[1] == settings[0] | CACHES["static"] != settings[0]
+
+
+def test_no_gpu_compiles_nothing(world, train_ppo, tmp_path, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        train_ppo([*world.flags, "--generation_cache", "compiled", "--save_dir", str(tmp_path / "run")])
+    assert stopped.value.code == 2 and "--generation_cache" in capfd.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer, CLIPTextConfig, LlamaConfig, MarianConfig, MarianMTModel
 
@@ -13,6 +14,7 @@ from alarm.training.main import parse_args
 from alarm.training.policy import (
     build_trainer,
     check_adapter_flags,
+    check_cache,
     is_encoder_decoder,
     load_policy,
     ppo_config,
@@ -74,6 +76,17 @@ def test_data_smaller_than_a_batch_is_refused_before_a_model_loads(tmp_path):
     args = parse_args(TASK, "", ["--save_dir", str(tmp_path), "--report_to", "none"])
     with pytest.raises(UserError, match="7 examples, fewer than one batch of 8"):
         build_trainer(args, str(tmp_path / "no such model"), None, [None] * 7)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static", "compiled"])
+def test_steps_are_compiled_on_a_gpu_alone(cache):
+    args = parse_args(TASK, "", ["--save_dir", "unused", "--generation_cache", cache])
+    check_cache(args, torch.device("cuda"))
+    if cache != "compiled":
+        check_cache(args, torch.device("cpu"))
+        return
+    with pytest.raises(UserError, match="--generation_cache compiled"):
+        check_cache(args, torch.device("cpu"))
 
 
 def test_every_constant_reaches_the_trainer(tmp_path):

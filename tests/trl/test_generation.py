@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
+from trl.config import CACHES
 from trl.generation import (
     GREEDY,
     SAMPLING,
@@ -265,6 +267,39 @@ def test_files_of_other_models_change_nothing_either(kind, lora, request, tmp_pa
         assert set(unused_settings(model)) == set(ask)
         found.append([answers(model.eval(), **how, max_new_tokens=5) for how in (GREEDY, SAMPLING)])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_llama", "tiny_t5"])
+def test_a_static_cache_gives_the_same_tokens(kind, lora, request):
+    folder = request.getfixturevalue(kind)
+    auto_class = AutoModelForSeq2SeqLM if kind == "tiny_t5" else AutoModelForCausalLM
+    model = auto_class.from_pretrained(folder)
+    if lora:
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False))
+    model.eval()
+    lengths, side = (3, 11, 7), "right" if kind == "tiny_t5" else "left"
+    rows = [torch.randint(4, 48, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
+    ids, mask = (
+        torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_side=side)
+        for part in (rows, [torch.ones_like(row) for row in rows])
+    )
+    tokens = special_tokens(model)
+    if kind == "tiny_t5":
+        tokens = replace(tokens, prefix=(7, 9))
+    found = [
+        [row.tolist() for row in generate(model, ids, mask, tokens, **GREEDY, **CACHES[name], max_new_tokens=12)]
+        for name in ("dynamic", "static")
+    ]
+    assert found[0] == found[1] and (len({tuple(row) for row in found[0]}) > 1 or not lora)
+
+
+def test_the_settings_of_a_cache(t5):
+    usual = what_transformers_uses(t5, **GREEDY, **CACHES["dynamic"])[0]
+    for cache, forbidden in (("static", True), ("compiled", None)):
+        settings = what_transformers_uses(t5, **GREEDY, **CACHES[cache])[0]
+        assert settings == usual | {"cache_implementation": "static", "disable_compile": forbidden}
 
 
 def test_the_models_own_settings_are_left_as_they_were(t5, tmp_path):

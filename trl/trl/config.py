@@ -14,6 +14,13 @@ from typing import Any
 KL_PENALTIES = ("kl", "abs", "mse", "full")
 ADVANTAGES = ("gae", "rloo", "grpo")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+# fields of GenerationConfig by how the keys and values of earlier tokens are kept. With a static cache transformers
+# compiles the step of a token on a GPU unless that is forbidden
+CACHES = {
+    "dynamic": {},
+    "static": {"cache_implementation": "static", "disable_compile": True},
+    "compiled": {"cache_implementation": "static"},
+}
 
 # Fields that an old script may set and that change nothing here. The others without a use are notes for the tracker.
 WITHOUT_EFFECT = ("optimize_cuda_cache", "optimize_device_cache", "dataset_num_proc")
