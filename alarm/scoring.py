@@ -78,12 +78,12 @@ def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
             aspect = replace(aspect, pay="last")
         aspects[name] = place(aspect, found, decoded)
 
-    begun, reached = [name for name in names if calls[name][1]], len(names)
+    begun, reached = [name for name in names if calls[name][1]], 0
     try:
-        for reached, name in enumerate(names):
+        for name in names:
             if name not in begun:
                 score(name)
-        reached = len(names)
+            reached += 1
         holistic = None if scorer.holistic is None else scorer.holistic(rollout)
     except Exception:
         for name in names[:reached]:

@@ -197,7 +197,7 @@ class Peak:
 
 
 def load_stages(world: dict, device: str) -> tuple[dict, dict]:
-    """The stages by name, and the rollout that those after generation read (under "rollout")."""
+    """The stages by name; and `use`, which sets the rollout that those after generation read, `found` and `scorer`."""
     import torch
 
     from alarm.api import Settings
@@ -253,7 +253,7 @@ def load_stages(world: dict, device: str) -> tuple[dict, dict]:
             queries, found["rollout"].response_ids, combine(found["measured"], recipe, groups).rewards
         ),
     }
-    return stages, {"use": use}
+    return stages, {"use": use, "found": found, "scorer": scorer}
 
 
 def matrix_rate(device: str) -> float:
