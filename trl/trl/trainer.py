@@ -347,7 +347,8 @@ class PPOTrainer:
     def reference_logits(self, inputs: dict) -> Tensor:
         """Logits (B, T, V) of the reference, in its type, for the arguments that `prepare_model_inputs` gives.
 
-        T counts response tokens alone. With `rows_to_keep` (B, T) among them, what the model's `forward` says of it. The policy's weights are afterwards as they were.
+        T counts response tokens alone. With `rows_to_keep` among them, what the model's `forward` says of it. The
+        policy's weights are afterwards as they were.
         """
         with self._reference() as reference:
             return reference(**inputs)[0]
