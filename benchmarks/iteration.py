@@ -11,9 +11,8 @@ two take turns, stage by stage and repeat by repeat, so that a busy machine is b
     python benchmarks/iteration.py --world qa mt --against HEAD~5
 
 Seconds are CPU seconds of the process (with --device cuda: seconds by the clock), the median of --repeats after one
-that is not counted. *limit* is the stage's matrix products (operations counted by torch in the first revision's run)
-at the rate of a large product measured in the same run; attention's fused kernels on CPU are not counted. Each repeat
-reads the same texts, so the grammar checker answers from its cache. Peak memory is what a stage adds to the process
+that is not counted. *limit* is the stage's matrix products, those of attention too (operations counted by torch in the
+first revision's run), at the rate of a large product measured in the same run. Each repeat reads the same texts, so the grammar checker answers from its cache. Peak memory is what a stage adds to the process
 (Linux).
 --grow NAME=1,2,4 repeats all of it with --NAME multiplied by each, for a curve. With several --processes the seconds
 are those of the process that took longest.
@@ -275,6 +274,25 @@ def matrix_rate(device: str) -> float:
     return 2 * 1024**3 / best
 
 
+def attention_flops() -> dict:
+    """How torch shall count its fused attention on a CPU, which it leaves out: as that on a GPU."""
+    import torch
+    from torch.utils.flop_counter import sdpa_flop_count
+
+    aten = torch.ops.aten
+
+    def forward(query, key, value, *args, out_shape=None, **kwargs):
+        return sdpa_flop_count(query, key, value)
+
+    def backward(gradient, query, key, value, *args, out_shape=None, **kwargs):
+        return sdpa_flop_count(query, key, value) * 5 // 2  # the scores again, and four products more
+
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
 def seconds(device: str) -> float:
     """CPU seconds of this process; on a GPU seconds by the clock once all that was asked for is done."""
     if device == "cpu":
@@ -304,7 +322,7 @@ def work(file: str) -> None:
             elif "rate" in request:
                 answer = matrix_rate(device)
             elif request.get("count"):
-                counter = FlopCounterMode(display=False)
+                counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
                 torch.manual_seed(0)
                 with counter:
                     stages[request["stage"]]()
