@@ -12,8 +12,8 @@ two take turns, stage by stage and repeat by repeat, so that a busy machine is b
 
 Seconds are CPU seconds of the process (with --device cuda: seconds by the clock), the median of --repeats after one
 that is not counted. *limit* is the stage's matrix products, those of attention too (operations counted by torch in the
-first revision's run), at the rate of a large product measured in the same run. Each repeat reads the same texts, so the grammar checker answers from its cache. Peak memory is what a stage adds to the process
-(Linux).
+first revision's run), at the rate of a large product measured in the same run. Each repeat reads the same texts, so the
+grammar checker answers from its cache. Peak memory is what a stage adds to the process (Linux).
 --grow NAME=1,2,4 repeats all of it with --NAME multiplied by each, for a curve. With several --processes the seconds
 are those of the process that took longest.
 """
