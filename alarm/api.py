@@ -107,6 +107,10 @@ class Loaded(Protocol):
 
     counts() -> dict[str, int]    what deserves a line at the end of a run -> how often so far, on this process
     close() -> None               lets go of what it holds
+    start(rollout) -> Callable[[], AspectScore | list[Score]]
+        begins what can go on beside the models, such as requests to a server, in a thread of its own
+        (common.threads.beside). What it returns waits for that and finishes: the same result as a call with the
+        rollout. The thread must share nothing with other aspects and draw no random numbers of torch.
     """
 
     def __call__(self, rollout: Rollout) -> AspectScore | list[Score]: ...

@@ -57,8 +57,9 @@ def load_scorer(task: Task, names: Iterable[str], settings: Settings, holistic: 
 def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
     """The raw holistic score of each response and the named aspects: nothing weighed, nothing shaped.
 
-    Aspects read the text that the response's tokens decode to, so that a span of it lies on tokens.
-    Raises UserError for a score that cannot be placed, and if an aspect raises.
+    Aspects read the text that the response's tokens decode to, so that a span of it lies on tokens. Those with `start`
+    begin first and are finished last: what they wait for goes on beside the models. Nothing else depends on it.
+    Raises UserError for a score that cannot be placed, and if an aspect raises; of several the error of the first.
     """
     aspects, names = {}, tuple(names)
     if rollout.response_ids is None:
@@ -68,25 +69,57 @@ def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
         lengths = [len(ids) for ids in rollout.response_ids]
         decoded = [token_offsets(scorer.tokenizer, ids) for ids in rollout.response_ids] if names else []
     read = replace(rollout, responses=[text for text, _ in decoded])
-    for name in names:
+    calls = {name: _call_of(scorer.aspects[name], read) for name in names}
+
+    def score(name: str) -> None:
         aspect = scorer.task.aspect(name)
-        found = checked(aspect, scorer.aspects[name], read, scorer.task.source)
+        found = checked(aspect, calls[name][0], read, scorer.task.source)
         if rollout.response_ids is None:
             aspect = replace(aspect, pay="last")
         aspects[name] = place(aspect, found, decoded)
-    holistic = None if scorer.holistic is None else scorer.holistic(rollout)
+
+    begun, reached = [name for name in names if calls[name][1]], 0
+    try:
+        for name in names:
+            if name not in begun:
+                score(name)
+            reached += 1
+        holistic = None if scorer.holistic is None else scorer.holistic(rollout)
+    except Exception:
+        for name in names[:reached]:
+            if name in begun:
+                score(name)
+        raise
+    for name in begun:
+        score(name)
+    aspects = {name: aspects[name] for name in names}
     return Measured(lengths, rollout.too_short, holistic, aspects, rollout.baseline)
 
 
-def checked(aspect: Aspect, loaded: Loaded, rollout: Rollout, source: str) -> AspectScore:
-    """What an aspect says of a rollout, with a value of each of its metrics.
+def _call_of(loaded: Loaded, rollout: Rollout) -> tuple[Callable[[], object], bool]:
+    """What computes an aspect's scores of a rollout, and whether it has begun."""
+    if not hasattr(loaded, "start"):
+        return lambda: loaded(rollout), False
+    try:
+        return loaded.start(rollout), True
+    except Exception as error:
+        failed = error
+
+    def fail() -> None:
+        raise failed
+
+    return fail, False
+
+
+def checked(aspect: Aspect, call: Callable[[], object], rollout: Rollout, source: str) -> AspectScore:
+    """What an aspect says of a rollout, by `call`, with a value of each of its metrics.
 
     Models (that is: what gives an AspectScore) may find NaN, which stays NaN. A function may not.
     Raises UserError, naming the file and the aspect, for anything that is no score.
     """
     where = f"{source}: aspect {aspect.name!r}" if source else f"aspect {aspect.name!r}"
     try:
-        found = loaded(rollout)
+        found = call()
     except (UserError, ServiceError):
         raise
     except Exception as error:

@@ -11,11 +11,11 @@ two take turns, stage by stage and repeat by repeat, so that a busy machine is b
     python benchmarks/iteration.py --world qa mt --against HEAD~5
 
 Seconds are CPU seconds of the process (with --device cuda: seconds by the clock), the median of --repeats after one
-that is not counted. *limit* is the stage's matrix products (operations counted by torch in the first revision's run)
-at the rate of a large product measured in the same run; attention's fused kernels on CPU are not counted. Each repeat
-reads the same texts, so the grammar checker answers from its cache. Peak memory is what a stage adds to the process
-(Linux).
---grow NAME=1,2,4 repeats all of it with --NAME multiplied by each, for a curve.
+that is not counted. *limit* is the stage's matrix products, those of attention too (operations counted by torch in the
+first revision's run), at the rate of a large product measured in the same run. Each repeat reads the same texts, so the
+grammar checker answers from its cache. Peak memory is what a stage adds to the process (Linux).
+--grow NAME=1,2,4 repeats all of it with --NAME multiplied by each, for a curve. With several --processes the seconds
+are those of the process that took longest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     sys.path[:0] = os.environ.get("ALARM_TREE", f"{ROOT}:{ROOT / 'trl'}").split(":")
 
 WORLDS = ("qa", "mt", "miniature")
-GROWING = ("prompts", "prompt_tokens", "tokens")
+GROWING = ("prompts", "prompt_tokens", "tokens", "processes")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--layers", type=int, default=4, help="of all models")
     add("--vocabulary", type=int, default=8000, help="words of all models")
     add("--grow", metavar="NAME=1,2,4", help=f"multiply --NAME by each ({', '.join(GROWING)})")
+    add("--processes", type=int, default=1, help="that work together on CPUs, each with a batch of this size")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where models run")
     add("--json", metavar="FILE", help="write all that was measured")
@@ -66,6 +68,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         flags.error("--world miniature needs --data; write it with python -m miniature.mt.data --save_dir DIR")
     if args.grow and (args.grow.partition("=")[0] not in GROWING or "miniature" in args.world):
         flags.error(f"--grow is {'|'.join(GROWING)}=1,2,4, for qa and mt")
+    if args.device == "cuda" and (args.processes > 1 or (args.grow or "").startswith("processes")):
+        flags.error("--processes is for --device cpu")
     if args.hidden % 64:
         flags.error("--hidden is a multiple of 64")
     return args
@@ -122,33 +126,54 @@ def work(file: str) -> None:
             print(json.dumps(answer), file=answers, flush=True)
 
 
-class Worker:
-    """A process with the code of `tree`."""
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
-    def __init__(self, tree: Path, file: Path) -> None:
+
+class Worker:
+    """Processes with the code of `tree` that work together; all get each request."""
+
+    def __init__(self, tree: Path, file: Path, processes: int) -> None:
         environment = os.environ | {"ALARM_TREE": f"{tree}:{tree / 'trl'}", "PYTHONPATH": f"{tree}:{tree / 'trl'}"}
         environment.setdefault("HF_HUB_OFFLINE", "1")
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process lives
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", str(file)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, cwd=tree,
-        )  # fmt: skip
-        self.stages = self.read()["stages"]
+        if processes > 1:
+            sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
+            environment |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(size) for name, size in sizes.items()}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the processes live
+        self.processes = []
+        for rank in range(processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--worker", str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=self.log, text=True, env=environment | own, cwd=tree,
+                )
+            )  # fmt: skip
+        self.stages = self.read()[0]["stages"]
 
-    def read(self):
-        line = self.process.stdout.readline()
-        if not line:
+    def read(self) -> list:
+        """What each process answers."""
+        lines = [process.stdout.readline() for process in self.processes]
+        if not all(lines):
             self.log.seek(0)
             sys.exit(f"the measuring process ended:\n{self.log.read()[-3000:]}")
-        return json.loads(line)
+        return [json.loads(line) for line in lines]
 
     def ask(self, **request):
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self.read()
+        """The answer of the process that took longest, or else of the first."""
+        for process in self.processes:
+            print(json.dumps(request), file=process.stdin, flush=True)
+        answers = self.read()
+        timed = isinstance(answers[0], dict)
+        return max(answers, key=lambda answer: answer["seconds"]) if timed else answers[0]
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            process.wait()
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -165,7 +190,7 @@ def measure_world(name: str, folder: Path, trees: dict[str, Path], args: argpars
     with ExitStack() as stack:
         workers = {}
         for revision, tree in trees.items():
-            workers[revision] = Worker(tree, file)
+            workers[revision] = Worker(tree, file, args.processes)
             stack.callback(workers[revision].close)
         first = next(iter(workers.values()))
         ids = first.ask(use=None)

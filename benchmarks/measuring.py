@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count, shape_wrapper
 
 
 def seconds(device: str) -> float:
@@ -97,10 +97,28 @@ def tensor_bytes(tree: Any) -> int:
     return sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in found)
 
 
+def fused_attention() -> dict:
+    """Formulas for torch's fused attention on a CPU, for which it has none: those of its attention on a GPU."""
+
+    @shape_wrapper
+    def forward(query, key, value, *_, out_shape=None, **__) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    @shape_wrapper
+    def backward(gradient, query, key, value, *_, out_shape=None, **__) -> int:
+        return sdpa_flop_count(query, key, value) * 5 // 2  # the scores again, and four products more
+
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
 def count_products(action: Callable[[], Any]) -> tuple[int, int, Any]:
     """Operations of the matrix products and fused attentions of `action`, bytes that they read and write, its result.
 
-    A backward pass inside counts too. Fused attention on a CPU is not counted: torch has no formula for it.
+    A backward pass inside counts too.
     """
     moved = 0
 
@@ -113,8 +131,9 @@ def count_products(action: Callable[[], Any]) -> tuple[int, int, Any]:
         operations._get_raw = True  # of tensors, not of shapes
         return operations
 
+    formulas = flop_registry | fused_attention()
     counter = FlopCounterMode(
-        display=False, custom_mapping={product: counted(formula) for product, formula in flop_registry.items()}
+        display=False, custom_mapping={product: counted(formula) for product, formula in formulas.items()}
     )
     with counter:
         result = action()

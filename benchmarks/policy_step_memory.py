@@ -29,6 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=int, default=4, help="responses per step")
     add("--mini_batch_size", type=int, default=4, help="B: responses per forward and backward pass")
     add("--tokens", type=int, default=64, help="T: tokens of each response")
+    add("--shortest", type=int, help="tokens of the shortest response; default: --tokens, so that none is padded")
     add("--width", type=int, default=64, help="hidden size")
     add(
         "--epochs",
@@ -75,8 +76,9 @@ def measure(args: argparse.Namespace) -> dict:
         AutoModelForSeq2SeqLMWithValueHead(get_peft_model(model, lora), v_head_init_strategy="zeros"),
     )  # fmt: skip
     queries = [torch.randint(2, args.vocabulary, (16,)) for _ in range(args.batch_size)]
-    responses = [torch.randint(2, args.vocabulary, (args.tokens,)) for _ in range(args.batch_size)]
-    rewards = [torch.randn(args.tokens) for _ in range(args.batch_size)]
+    lengths = torch.linspace(args.shortest or args.tokens, args.tokens, args.batch_size).long().tolist()
+    responses = [torch.randint(2, args.vocabulary, (length,)) for length in lengths]
+    rewards = [torch.randn(length) for length in lengths]
 
     on_gpu = torch.cuda.is_available()
 
@@ -100,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(args)))
         return
     words = [f"--{name}={getattr(args, name)}" for name in ("vocabulary", "batch_size", "mini_batch_size", "tokens")]
-    words += [f"--width={args.width}", f"--epochs={args.epochs}"]
+    words += [f"--width={args.width}", f"--epochs={args.epochs}", f"--shortest={args.shortest or args.tokens}"]
     whole = args.mini_batch_size * args.tokens * args.vocabulary * 4 / 2**20
     print(f"B {args.mini_batch_size}, T {args.tokens}, V {args.vocabulary}: (B, T, V) in float32 is {whole:.0f} MiB")
     print(f"{'weights':<10}{'variant':<10}{'before MiB':>12}{'peak MiB':>10}{'step MiB':>10}{'seconds':>9}{'loss':>12}")

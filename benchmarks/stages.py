@@ -154,8 +154,8 @@ def make_world(world: World, folder: Path, device: str = "cpu") -> dict:
 
 def load_stages(
     world: dict, device: str, aspects: Sequence[str] | None = None, holistic: HolisticModel | None = None
-) -> tuple[dict[str, Callable[[], Any]], dict[str, Callable]]:
-    """The stages by name; and "use", which sets what those after generation read, and "answer".
+) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+    """The stages by name; and "use", which sets what those after generation read ("found"), "answer", "scorer".
 
     aspects: those that are loaded, with those that are paid among them; None: all
     holistic: instead of the model that the flags name
@@ -223,4 +223,4 @@ def load_stages(
             queries, found["rollout"].response_ids, combine(found["measured"], recipe, groups).rewards
         ),
     }
-    return stages, {"use": use, "answer": answer}
+    return stages, {"use": use, "answer": answer, "found": found, "scorer": scorer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from alarm import Aspect, Metric, Task
 from alarm.common.errors import ServiceError, UserError
+from alarm.common.threads import beside
 from alarm.rewards import RewardRecipe, aspect_rewards, combine
 from alarm.scoring import FunctionHolistic, Scorer, measure, metrics_of, place
 from alarm.types import AspectScore, Rollout
@@ -197,3 +199,88 @@ def test_every_value_of_disjoint_spans_is_paid_once(tokenizer, data):
     (row,) = aspect_rewards(score, [len(rollout.response_ids[0])], shaping="none")
     assert row.sum().item() == sum(value for _, _, value in spans)
     assert row[-1] == 0  # the end of sequence holds no character
+
+
+# --- aspects that begin before the models ---------------------------------------------------------------------------
+
+
+class Beside:
+    """An aspect with `start`: one number an answer, by `value`, in a thread of its own."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def load(self, settings):
+        return self
+
+    def start(self, rollout):
+        return beside(self, rollout)
+
+    def __call__(self, rollout):
+        return [self.value(answer) for answer in rollout.responses]
+
+
+def constant(value: float):
+    return lambda prompts, answers, rows: [value] * len(answers)
+
+
+def test_an_aspect_with_start_goes_on_beside_the_others_and_the_holistic_score(tokenizer):
+    others = {name: threading.Event() for name in ("aspect", "holistic")}
+
+    def last(answer: str) -> float:
+        # not one of the two has come before if it is called in the order of the aspects
+        return float(sum(event.wait(timeout=60) for event in others.values()))
+
+    def sets(name: str):
+        return lambda prompts, answers, rows: others[name].set() or [0.5] * len(answers)
+
+    aspects = [Aspect("first", Beside(last)), Aspect("second", sets("aspect"))]
+    scorer = scorer_of(tokenizer, *aspects, holistic=sets("holistic"))
+    measured = measure(rollout_of(tokenizer, [TEXT]), scorer, ["first", "second"])
+    assert list(measured.aspects) == ["first", "second"]
+    assert [score.raw for score in measured.aspects.values()] == [[2.0], [0.5]]
+    assert measured.holistic.tolist() == [0.5]
+
+
+@given(
+    begun=st.lists(st.booleans(), min_size=1, max_size=4),
+    failing=st.sets(st.integers(0, 4)),
+    service=st.booleans(),
+)
+def test_of_several_errors_the_first_in_order_is_raised(tokenizer, begun, failing, service):
+    """The holistic score comes behind all aspects (place len(begun))."""
+
+    def part(place: int):
+        def value(answer: str) -> float:
+            if place in failing:
+                raise ServiceError(f"place {place}") if service else ValueError(f"place {place}")
+            return float(place)
+
+        return value
+
+    def function(place: int):
+        return lambda prompts, answers, rows: [part(place)(answer) for answer in answers]
+
+    aspects = [
+        Aspect(f"aspect{place}", Beside(part(place)) if aside else function(place)) for place, aside in enumerate(begun)
+    ]
+    scorer = scorer_of(tokenizer, *aspects, holistic=function(len(begun)))
+    names = [aspect.name for aspect in aspects]
+    state = torch.get_rng_state()
+    if failures := sorted(place for place in failing if place <= len(begun)):
+        with pytest.raises(ServiceError if service else UserError, match=f"place {failures[0]}"):
+            measure(rollout_of(tokenizer, [TEXT]), scorer, names)
+    else:
+        measured = measure(rollout_of(tokenizer, [TEXT]), scorer, names)
+        assert [score.raw for score in measured.aspects.values()] == [[float(k)] for k in range(len(begun))]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_start_that_raises_is_an_error_of_its_aspect(tokenizer):
+    class Fails(Beside):
+        def start(self, rollout):
+            raise ValueError("no thread")
+
+    scorer = scorer_of(tokenizer, Aspect("good", constant(1.0)), Aspect("bad", Fails(len)))
+    with pytest.raises(UserError, match="'bad' raised ValueError: no thread"):
+        measure(rollout_of(tokenizer, [TEXT]), scorer, ["good", "bad"])

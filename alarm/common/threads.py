@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -41,3 +43,21 @@ class DaemonExecutor(ThreadPoolExecutor):
             except BaseException as error:
                 future.set_exception(error)
         self._calls.put(None)  # for the next thread
+
+
+def beside(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """Begin `call(*args)` in a thread of its own. -> what waits for its result, and returns it or raises its error.
+
+    ^C ends the waiting at once, and the end of the process does not wait for the thread.
+    """
+    threads = DaemonExecutor(1)
+    future = threads.submit(call, *args)
+    threads.shutdown()
+
+    def result() -> Any:
+        # a lock without a time limit does not wake for a ^C that another thread received
+        while not wait([future], timeout=0.2).done:
+            pass
+        return future.result()
+
+    return result

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import re
+import threading
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -40,18 +41,23 @@ def find_splitter(name: str) -> str:
 
 
 class Splitter:
-    """Sentence splitter. `name`: what really runs. Texts in, the spans of their non-blank sentences out."""
+    """Sentence splitter. `name`: what really runs. Texts in, the spans of their non-blank sentences out.
+
+    Threads may share it: they take turns.
+    """
 
     def __init__(self, name: str):
         self.name = find_splitter(name)
         self._split = None
+        self._turn = threading.Lock()
         self._last: tuple[list[str], list[list[Span]]] = ([], [])  # two aspects ask for the same answers in turn
 
     def __call__(self, texts: list[str]) -> list[list[Span]]:
         """Parse each text once. -> per text, the spans of its sentences in order, trailing white space left out."""
-        if texts != self._last[0]:
-            self._last = (list(texts), self._sentences(texts))
-        return self._last[1]
+        with self._turn:
+            if texts != self._last[0]:
+                self._last = (list(texts), self._sentences(texts))
+            return self._last[1]
 
     def _sentences(self, texts: list[str]) -> list[list[Span]]:
         if self._split is None:

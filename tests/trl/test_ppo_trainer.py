@@ -256,6 +256,43 @@ def test_kl_kinds(tiny_t5, kind):
     assert stats["objective/kl"] == pytest.approx(float((expected * mask).sum(1).mean()), rel=1e-3, abs=1e-6)
 
 
+def test_t5_gives_logits_of_the_rows_to_keep_alone(tiny_t5, tiny_gpt2):
+    for folder in (tiny_t5, tiny_gpt2):
+        trainer = make_trainer(folder)
+        queries, responses, _ = make_batch()
+        inputs = trainer.prepare_model_inputs(queries, responses)
+        keep = torch.zeros(8, inputs["logits_to_keep"], dtype=torch.bool)
+        keep[0, 0] = keep[2, :2] = keep[7, -1] = True
+        whole, _, values = trainer.policy(**inputs)
+        kept, _, same_values = trainer.policy(**inputs, rows_to_keep=keep)
+        torch.testing.assert_close(kept, whole[keep] if folder == tiny_t5 else whole)
+        assert torch.equal(values, same_values)
+        kept.square().sum().backward()  # the hook is gone: a pass after it is whole
+        torch.testing.assert_close(trainer.policy(**inputs)[0], whole)
+
+
+@pytest.mark.parametrize("config", [{"kl_penalty": "kl"}, {"kl_penalty": "full"}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_step_is_the_same_without_the_logits_of_padding(tiny_t5, monkeypatch, config, lora):
+    queries, responses, scores = make_batch()
+    masks = [torch.ones(len(response), dtype=torch.long) for response in responses]
+    longest = max(range(8), key=lambda row: len(responses[row]))
+    masks[longest][1], scores[longest][1] = 0, 0  # a token that is no action
+    found = []
+    for kept in (True, False):
+        with monkeypatch.context() as patch:
+            if not kept:
+                patch.setattr(AutoModelForSeq2SeqLMWithValueHead, "keeps_rows", False)
+            trainer = make_trainer(tiny_t5, lora=lora, **config)
+            steps = [trainer.step(queries, responses, scores, masks) for _ in range(2)]
+            found.append((steps, weights(trainer)))
+    (kept, its_weights), (whole, other_weights) = found
+    assert differ(its_weights, other_weights) < 1e-5
+    for ours, theirs in zip(kept, whole, strict=True):
+        for name in theirs.keys() - {key for key in theirs if key.startswith("time/")}:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def test_learning_moves_the_sampled_tokens_in_the_direction_of_their_rewards(tiny_t5):
     trainer = make_trainer(tiny_t5, init_kl_coef=0.0, adap_kl_ctrl=False, lam=1.0, learning_rate=3e-3)
     queries = [torch.tensor([5, 6, 7])] * 8

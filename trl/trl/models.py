@@ -179,6 +179,11 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         return self.pretrained_model.get_base_model() if self.is_peft_model else self.pretrained_model
 
     @property
+    def keeps_rows(self) -> bool:
+        """Whether `rows_to_keep` saves logits."""
+        return self.config.model_type in ("t5", "mt5")  # nothing behind their head knows a shape
+
+    @property
     def is_sequential_parallel(self) -> bool:
         """Whether the layers are on more than one device (device_map)."""
         return len(set(self._device_map.values())) > 1
@@ -270,6 +275,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
+        rows_to_keep: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Logits (B, T, V) in the model's type, loss (if `labels` are given) and values (B, T) float32.
@@ -277,13 +283,25 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         Without a value head the values are None.
 
         logits_to_keep: T, the last positions (of the decoder's inputs if there is an encoder); 0 keeps all
+        rows_to_keep: (B, T) bool; T5 and mT5 then compute logits for its N True places alone, in order: (N, V). Other
+            models give (B, T, V) as without it.
         kwargs: to the wrapped model (labels, decoder_input_ids, position_ids...). The position numbers of a
             decoder-only model start at the first unmasked token of a row unless they are given.
         """
         inputs = self._inputs(input_ids, past_key_values, attention_mask, kwargs)
-        output, hidden = self._run(**inputs, **self._accepted({"logits_to_keep": logits_to_keep}))
-        # [-0:] is the whole
-        logits = output.logits[:, -logits_to_keep:]
+        inputs |= self._accepted({"logits_to_keep": logits_to_keep})
+        if rows_to_keep is None or not self.keeps_rows:
+            output, hidden = self._run(**inputs)
+            # [-0:] is the whole
+            logits = output.logits[:, -logits_to_keep:]
+        else:
+            head = self.base_model.get_output_embeddings()
+            hook = head.register_forward_pre_hook(lambda _m, x: (x[0][:, -rows_to_keep.shape[1] :][rows_to_keep],))
+            try:
+                output, hidden = self._run(**inputs)
+            finally:
+                hook.remove()
+            logits = output.logits
         return logits, output.loss, self._values(hidden[:, -logits_to_keep:], logits)
 
     def _inputs(self, input_ids: Any, past_key_values: Any, attention_mask: Any, kwargs: dict) -> dict[str, Any]:

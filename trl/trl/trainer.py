@@ -144,6 +144,19 @@ def _pad(sequences: Sequence[Tensor], value: int, side: str, device: torch.devic
     return ids.to(device), mask.to(device)
 
 
+def _statistics(logits: Tensor, labels: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_statistics` (B, T) each, from logits (B, T, V) or of the N True places of `actions` alone, (N, V)."""
+    if logits.dim() == 3:
+        return ppo_math.token_statistics(logits, labels)
+    logprobs, entropy = ppo_math.token_statistics(logits, labels[actions])
+    return _on_actions(logprobs, actions), _on_actions(entropy, actions)
+
+
+def _on_actions(x: Tensor, actions: Tensor) -> Tensor:
+    """x (N,) at the N True places of `actions` (B, T), 0 elsewhere. What has a number for each place stays."""
+    return x if x.shape == actions.shape else x.new_zeros(actions.shape).masked_scatter(actions, x)
+
+
 class PPOTrainer:
     """Proximal policy optimisation of a language model, with a value head or against the other responses to a prompt.
 
@@ -347,7 +360,8 @@ class PPOTrainer:
     def reference_logits(self, inputs: dict) -> Tensor:
         """Logits (B, T, V) of the reference, in its type, for the arguments that `prepare_model_inputs` gives.
 
-        T counts response tokens alone. The policy's weights are afterwards as they were.
+        T counts response tokens alone. With `rows_to_keep` among them, what the model's `forward` says of it. The
+        policy's weights are afterwards as they were.
         """
         with self.whole_weights(), self._reference() as reference:
             return reference(**inputs)[0]
@@ -785,17 +799,18 @@ class PPOTrainer:
         for rows in [part for chunk in chunks for part in self._parts(chunk, queries, responses)]:
             inputs, labels = self._model_inputs([queries[row] for row in rows], [responses[row] for row in rows])
             columns = slice(0, labels.shape[1])
+            actions = inputs["rows_to_keep"] = mask[rows, columns]
             logits, _, found = self.policy(**inputs)
             if found is not None:
                 values[rows, columns] = found
-            logprobs[rows, columns], entropy[rows, columns] = ppo_math.token_statistics(logits, labels)
+            logprobs[rows, columns], entropy[rows, columns] = _statistics(logits, labels, actions)
             kind = self.config.kl_penalty
             if kind != "full":
                 del logits  # before the reference makes as many
             ref_logits = self.reference_logits(inputs)
-            ref_logprobs[rows, columns] = ppo_math.token_logprobs(ref_logits, labels)
+            ref_logprobs[rows, columns] = _statistics(ref_logits, labels, actions)[0]
             if kind == "full":
-                kl[rows, columns] = ppo_math.full_kl(logits, ref_logits)
+                kl[rows, columns] = _on_actions(ppo_math.full_kl(logits, ref_logits), actions)
             else:
                 kl[rows, columns] = ppo_math.kl_penalty(logprobs[rows, columns], ref_logprobs[rows, columns], kind)
             del ref_logits  # before the policy makes as many
@@ -928,11 +943,11 @@ class PPOTrainer:
         inputs, labels = self._model_inputs(
             [experience.queries[row] for row in rows], [experience.responses[row] for row in rows]
         )
-        with recomputed_layers(self._sharding.learner):
-            logits, _, values = self.model(**inputs)
         columns = labels.shape[1]
         mask, old_logprobs = experience.mask[rows, :columns], experience.logprobs[rows, :columns]
-        logprobs, entropy = ppo_math.token_statistics(logits, labels)
+        with recomputed_layers(self._sharding.learner):
+            logits, _, values = self.model(**inputs, rows_to_keep=mask)
+        logprobs, entropy = _statistics(logits, labels, mask)
         sums = ppo_math.loss_sums(
             logprobs,
             values,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...common.distinct import distinct
+from ...common.threads import beside
 from ...types import AspectScore, Rollout
 from .grammar import Checker, Match, make_checker
 
@@ -99,6 +100,9 @@ class Grammar:
         args = settings.args
         checker = make_checker(args.grammar_backend, args.grammar_server)
         return cls(checker, args.grammar_correct_reward, args.grammar_incorrect_reward)
+
+    def start(self, rollout: Rollout) -> Callable[[], AspectScore]:
+        return beside(self, rollout)  # LanguageTool is another process
 
     def __call__(self, rollout: Rollout) -> AspectScore:
         """Metrics: grammar_errors (matches), error_rate (matches / tokens, the end of sequence among them).

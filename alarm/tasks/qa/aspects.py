@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...common.console import cut_inputs
+from ...common.threads import beside
 from ...models.classifiers import NO_ERR, TextScorer, UnitClassifier, check_classifier
 from ...types import AspectScore, Rollout
 from ..sentences import Splitter, find_splitter, make_splitter, subsentence_spans
@@ -123,13 +124,19 @@ class LoadedUnits:
     splitter: Splitter
     values: tuple[float, float]
 
+    def start(self, rollout: Rollout) -> Callable[[], AspectScore]:
+        units = beside(self.aspect.units, rollout.responses, self.splitter)
+        return lambda: self.judged(rollout, units())
+
     def __call__(self, rollout: Rollout) -> AspectScore:
+        return self.judged(rollout, self.aspect.units(rollout.responses, self.splitter))
+
+    def judged(self, rollout: Rollout, units: list[list[Span]]) -> AspectScore:
         """A span with its value for each unit, and the rate of correct units (0.5 if there is none).
 
         A unit that the model's length limit left unread gets no value and counts in no rate.
         """
         texts, contexts = rollout.responses, self.aspect.context(rollout)
-        units = self.aspect.units(texts, self.splitter)
         judged = [i for i, spans in enumerate(units) if spans]
         read = [[texts[i][start:end] for start, end in units[i]] for i in judged]
         logits = dict(zip(judged, self.model([contexts[i] for i in judged], read), strict=True))

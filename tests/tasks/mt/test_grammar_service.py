@@ -16,6 +16,7 @@ import pytest
 from tasks.mt.languagetool_stub import group_members, java_of, members
 
 from alarm.common.errors import UserError
+from alarm.common.threads import beside
 from alarm.tasks.mt.grammar import GrammarServiceError, Match, make_checker
 from alarm.tasks.mt.grammar.checker import LanguageToolChecker
 from alarm.tasks.mt.grammar.protocol import ServerFailure, parse_matches
@@ -382,20 +383,33 @@ from alarm.common.errors import report_user_errors
 from alarm.tasks.mt.grammar.checker import LanguageToolChecker
 from alarm.tasks.mt.grammar.server import RemoteServer
 
+texts = [f"text {i}" for i in range(30)]
+
 @report_user_errors
 def main():
-    LanguageToolChecker(RemoteServer(sys.argv[1]), timeout=3600).check([f"text {i}" for i in range(30)])
+    checker = LanguageToolChecker(RemoteServer(sys.argv[1]), timeout=3600)
+    if sys.argv[2] == "beside":
+        from alarm.tasks.mt.aspects import Grammar
+        from alarm.types import Rollout
+
+        grammar = Grammar(checker, 0.0, -1.0)
+        try:
+            grammar.start(Rollout([], None, texts, texts, [{}] * 30, None))()
+        finally:
+            grammar.close()
+    checker.check(texts)
 
 main()
 """
 
 
-def test_an_interrupt_does_not_wait_for_a_server_that_hangs():
+@pytest.mark.parametrize("how", ["at once", "beside"])
+def test_an_interrupt_does_not_wait_for_a_server_that_hangs(how):
     """The limits are those of a hang, not of a slow machine: by itself the run would wait for an hour."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         process = subprocess.Popen(
-            [sys.executable, "-c", CHECK, address],
+            [sys.executable, "-c", CHECK, address, how],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trl")])},
@@ -409,6 +423,28 @@ def test_an_interrupt_does_not_wait_for_a_server_that_hangs():
             finally:
                 process.kill()
     assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_threads_that_check_take_turns_and_a_closed_checker_ends_the_one_that_waits(stub):
+    checker = remote(stub)
+    waiting = [beside(checker.check, TEXTS[k : k + 20]) for k in (0, 10)]
+    assert [wait() for wait in waiting] == [UNDISTURBED[:20], UNDISTURBED[10:]]
+    assert checker.counts["checked"] == 30 and sorted(stub.texts) == sorted(TEXTS)  # each text was asked for once
+    stub.always = "500"
+    asked, wait = len(stub.texts), beside(remote_that_never_gives_up(checker), ["another text"])
+    deadline = time.monotonic() + 60
+    while len(stub.texts) == asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    checker.close()
+    with pytest.raises(GrammarServiceError, match="closed"):
+        wait()
+    stub.always = None
+    assert checker.check(TEXTS) == UNDISTURBED
+
+
+def remote_that_never_gives_up(checker: LanguageToolChecker):
+    checker.max_failures = 10**6
+    return checker.check
 
 
 def test_ranks_of_one_machine_share_a_server_which_outlives_all_but_the_last(fake_java):

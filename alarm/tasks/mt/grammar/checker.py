@@ -51,7 +51,7 @@ class LanguageToolChecker:
         longest_wait: seconds, without one text answered, that the server may ask to wait; a wait is no failure.
 
     `counts`: texts = empty (no request: no error) + cached + checked; failures (rounds that ended early), restarts.
-    One thread at a time may call check().
+    Threads that call check() take turns.
     """
 
     def __init__(
@@ -74,9 +74,16 @@ class LanguageToolChecker:
         self.counts = dict.fromkeys(("texts", "empty", "cached", "checked", "failures", "restarts"), 0)
         self._cache: OrderedDict[str, list[Match]] = OrderedDict()
         self._session = None
+        self._turn = threading.Lock()
+        self._closed = threading.Event()
 
     def check(self, texts: list[str]) -> list[list[Match]]:
         """The errors of each text, in its order. Every text is answered, or GrammarServiceError is raised."""
+        with self._turn:
+            self._closed.clear()
+            return self._check(texts)
+
+    def _check(self, texts: list[str]) -> list[list[Match]]:
         found: dict[str, list[Match]] = {}
         for text in texts:
             if not text.strip():
@@ -92,6 +99,9 @@ class LanguageToolChecker:
         failures, patience = 0, Patience(self.longest_wait, self.pause)
         while waiting:
             done, failure = self._try(waiting)
+            if self._closed.is_set():  # by another thread, after ^C: a new server would have no user
+                self.close()
+                raise GrammarServiceError("the grammar checker was closed while it checked")
             found |= done
             for text, matches in done.items():
                 self._cache[text] = matches
@@ -109,7 +119,8 @@ class LanguageToolChecker:
         return [list(found[text]) for text in texts]
 
     def close(self) -> None:
-        """Let go of the server."""
+        """Let go of the server. Another thread's check() then ends without an answer."""
+        self._closed.set()
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -127,7 +138,7 @@ class LanguageToolChecker:
         failures: list[ServerFailure] = []
 
         def answer(text: str) -> list[Match] | None:
-            if stop.is_set():
+            if stop.is_set() or self._closed.is_set():
                 return None
             try:
                 return parse_matches(text, ask(self._session, url, text, self.timeout + len(text) * SLOWEST))
