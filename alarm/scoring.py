@@ -69,10 +69,11 @@ def measure(rollout: Rollout, scorer: Scorer, names: Iterable[str]) -> Measured:
         lengths = [len(ids) for ids in rollout.response_ids]
         decoded = [token_offsets(scorer.tokenizer, ids) for ids in rollout.response_ids] if names else []
     read = replace(rollout, responses=[text for text, _ in decoded])
+    chosen = {name: scorer.task.aspect(name) for name in names}
     calls = {name: _call_of(scorer.aspects[name], read) for name in names}
 
     def score(name: str) -> None:
-        aspect = scorer.task.aspect(name)
+        aspect = chosen[name]
         found = checked(aspect, calls[name][0], read, scorer.task.source)
         if rollout.response_ids is None:
             aspect = replace(aspect, pay="last")
