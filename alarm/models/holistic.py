@@ -139,11 +139,15 @@ class HolisticReader(ABC):
 
     def probe(self) -> list[float]:
         """Raw scores of PROBE, by which two copies of a model are known to be one."""
+        return self.score_rows(self.probe_rows(), len(PROBE)).tolist()
+
+    def probe_rows(self) -> list[list[int]]:
+        """PROBE as token ids; `truncated` does not count them."""
         truncated = self.truncated
         prompts, answers = map(list, zip(*PROBE, strict=True))
-        found = self.score(prompts, answers, position_limit(self.config, self.tokenizer), len(PROBE)).tolist()
+        rows = self.encode(prompts, answers, position_limit(self.config, self.tokenizer))
         self.truncated = truncated
-        return found
+        return rows
 
     def encode(self, prompts: list[str], answers: list[str], max_length: int) -> list[list[int]]:
         """Token ids of each input, cut to `max_length`; see `score`."""

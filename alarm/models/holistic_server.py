@@ -19,7 +19,7 @@ from ..common.errors import ServiceError, UserError
 from ..common.files import is_finite_number
 from ..common.flags import HOLISTIC_KEY, holistic_key
 from ..common.service import LONGEST_PAUSE, PAUSE, Patience, ServerFailure, answer_all, open_session, refusal, send
-from .holistic import PROBE, ROLE, HolisticReader, probe_difference
+from .holistic import ROLE, HolisticReader, probe_difference
 from .load import load_config, load_tokenizer, position_limit
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,7 @@ class HolisticServer(HolisticReader):
     def _check(self, _: str = "") -> None:
         """Compare the server's model with the one that was there before; find out whether its scores are raw."""
         self.model = self._find_model()
-        prompts, answers = map(list, zip(*PROBE, strict=True))
-        rows = self.encode(prompts, answers, self._longest)
+        rows = self.probe_rows()
         raw, activated = self._ask(rows), self._ask(rows, use_activation=True)
         # an old vLLM does not know `use_activation` and applies its sigmoid in silence
         same = max(abs(a - b) for a, b in zip(raw, activated, strict=True)) < SAME
