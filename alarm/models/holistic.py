@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
+    LlamaForSequenceClassification,
     LlamaModel,
     PretrainedConfig,
     PreTrainedModel,
@@ -94,6 +96,16 @@ class LlamaRewardModel(PreTrainedModel):
         last_hidden = at_last_token(hidden, attention_mask)
         # the read-out in float32, also if the body runs in another type: a bfloat16 score near -5 has steps of 1/32
         return last_hidden.float() @ self.regression_head.weight[0].float()
+
+
+def as_classifier(model: LlamaRewardModel, pad_id: int) -> LlamaForSequenceClassification:
+    """A classifier of the same weights and scores, as vLLM and transformers know it: `score.weight` is the read-out."""
+    config = copy.deepcopy(model.config)
+    config.num_labels, config.pad_token_id = 1, pad_id
+    with torch.device("meta"):  # all its weights are replaced
+        found = LlamaForSequenceClassification(config)
+    found.model, found.score = model.model, model.regression_head
+    return found
 
 
 def probe_difference(one: Sequence[float], other: Sequence[float]) -> str | None:

@@ -191,7 +191,8 @@ def made_with(task: Task, args: argparse.Namespace, policy: str, scorer: Scorer)
     if args.holistic_model is None and task.source:
         settings["task file"] = hash_file(task.source)
     found = {"baseline": args.holistic_baseline, "models": models, "settings": settings}
-    return found if args.holistic_server is None else found | {HOLISTIC_PROBE: scorer.holistic.probe()}
+    served = getattr(scorer.holistic, "server", None) is not None
+    return found | {HOLISTIC_PROBE: scorer.holistic.probe()} if served else found
 
 
 def read_baselines(path: str | Path) -> dict | None:

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models.vllm_stub import VllmStub, answer, classification, error, model_scores
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from alarm.common.errors import ServiceError, UserError
 from alarm.common.flags import HOLISTIC_KEY, check_holistic
+from alarm.models.export import main as export
 from alarm.models.holistic import PROBE, HolisticModel, probe_difference
 from alarm.models.holistic_server import HolisticServer, read_scores
 from helpers import CHECKPOINTS
@@ -99,6 +102,35 @@ def test_the_probe_is_that_of_the_local_model(local, scores):
 def test_when_two_probes_are_of_one_model(one, other, words):
     found = probe_difference(one, other)
     assert found is None if words is None else words in found
+
+
+# --- the model as it is served ---------------------------------------------------------------------------------------
+
+
+def test_a_model_in_the_ultrarm_layout_becomes_a_classifier(local, tmp_path, capsys):
+    folder = tmp_path / "classifier"
+    export(["--holistic_model", str(ULTRARM), "--save_dir", str(folder), "--dtype", "float32"])
+    assert f"vllm serve {folder} --runner pooling" in capsys.readouterr().out
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and len(config["id2label"]) == 1
+    names = {"score.weight" if name.startswith("regression_head") else name for name in local.model.state_dict()}
+    assert load_file(folder / "model.safetensors").keys() == names
+    served = HolisticModel.load(folder)
+    assert torch.allclose(served.score(PROMPTS, ANSWERS, 60, 2), local.score(PROMPTS, ANSWERS, 60, 2), atol=1e-6)
+    # transformers alone, as vLLM reads it: the head at the last token
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = local.encode(PROMPTS, ANSWERS, 60)
+    with torch.inference_mode():
+        logits = [plain(torch.tensor([row])).logits for row in rows]
+    assert [one.shape for one in logits] == [(1, 1)] * len(rows)
+    found = [one.item() for one in logits]
+    assert found == pytest.approx(local.score(PROMPTS, ANSWERS, 60, 1).tolist(), abs=1e-5)
+
+    for model, save_dir, words in ((folder, tmp_path / "again", "already"), (ULTRARM, folder, "holds something")):
+        with pytest.raises(SystemExit):
+            export(["--holistic_model", str(model), "--save_dir", str(save_dir)])
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 # --- answers that are none -------------------------------------------------------------------------------------------
