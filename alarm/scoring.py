@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -181,26 +182,46 @@ def metrics_of(measured: Measured, payment: Payment) -> dict[str, list[float | N
 
 
 class HolisticScorer:
-    """A preference model on the answers of a rollout, in this process or behind a server.
+    """A preference model on the answers of a rollout, in this process, behind a server, or divided among processes.
 
-    server: its address. Raises UserError if the model cannot be loaded, or the server is not what it should be.
+    server: its address. sharded: divided; then each process makes as many calls as the others (`equal_calls`).
+    Raises UserError if the model cannot be loaded, or the server is not what it should be.
     """
 
-    def __init__(self, name: str, max_length: int, batch_size: int, device, dtype, server: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        max_length: int,
+        batch_size: int,
+        device,
+        dtype,
+        server: str | None = None,
+        sharded: bool = False,
+    ):
         self.limits = {"max_length": max_length, "batch_size": batch_size}
-        self.server = server
-        if server is None:
-            from .models.holistic import HolisticModel
-
-            self.model = HolisticModel.load(name, device=device, dtype=dtype)
-        else:
+        self.server, self.sharded = server, sharded
+        self.calls = 0
+        if server is not None:
             from .models.holistic_server import HolisticServer
 
             self.model = HolisticServer(server, name)
             self.model.connect(max_length)
+            return
+        if sharded:
+            from .models.sharded import ShardedHolisticModel as Model
+        else:
+            from .models.holistic import HolisticModel as Model
+        self.model = Model.load(name, device=device, dtype=dtype)
 
     def __call__(self, rollout: Rollout) -> torch.Tensor:
+        self.calls += 1
         return self.model.score(rollout.queries, rollout.responses, **self.limits)
+
+    def idle(self, due: int) -> None:
+        """Call without texts until there were `due` calls."""
+        while self.calls < due:
+            self.calls += 1
+            self.model.score_rows([], 1)
 
     def counts(self) -> dict[str, int]:
         found = {cut_inputs("holistic"): self.model.truncated}
@@ -217,6 +238,25 @@ class HolisticScorer:
         if found := probe_difference(scores, self.probe()):
             where = "the holistic model" if self.server is None else f"the holistic server {self.server}"
             raise UserError(f"{where} scores otherwise than {source}: {found}; give the same model to both")
+
+
+@contextmanager
+def equal_calls(holistic: Holistic | None, calls: int) -> Iterator[None]:
+    """Within the block each process measures the holistic reward at most `calls` times; at its end they are even.
+
+    For a model that is divided among the processes, which needs all of them for each call: one that has fewer batches,
+    or that a service has failed, makes calls without texts.
+    """
+    if not getattr(holistic, "sharded", False):
+        yield
+        return
+    due = holistic.calls + calls
+    try:
+        yield
+    except ServiceError:
+        holistic.idle(due)
+        raise
+    holistic.idle(due)
 
 
 class FunctionHolistic:
@@ -247,12 +287,17 @@ class FunctionHolistic:
 def holistic_of(task: Task, args: Namespace, settings: Settings) -> Holistic:
     """The holistic reward that the flags ask for: the task's function, or the model at --holistic_model.
 
-    With --holistic_server that model runs elsewhere, and --holistic_check compares the two. Raises UserError.
+    With --holistic_server that model runs elsewhere, and --holistic_check compares the two. With --holistic_shard it is
+    divided among the processes. Raises UserError.
     """
     if args.holistic_model is None:
         return FunctionHolistic(task)
     name, limits = args.holistic_model, (task.holistic_max_tokens, args.rm_max_batch_size)
-    scorer = HolisticScorer(name, *limits, settings.device, settings.dtype, args.holistic_server)
+    sharded = getattr(args, "holistic_shard", False)  # a flag of the commands that start as several processes
+    scorer = HolisticScorer(name, *limits, settings.device, settings.dtype, args.holistic_server, sharded)
+    if sharded and is_main_process():
+        here, whole = scorer.model.held()
+        print(f"holistic model: {here / 2**20:.4g} of {whole / 2**20:.4g} MiB of weights on this process", flush=True)
     if args.holistic_server is not None and is_main_process():
         said = f"holistic model: {scorer.model.model} at {args.holistic_server}"
         if args.holistic_check:

@@ -125,8 +125,8 @@ def check_model_name(name: str, flag: str, configs: tuple[str, ...] = ("config.j
         raise UserError(f"{flag}: there is no folder {name}; give the folder of a model or a hub name")
 
 
-def add_holistic_flags(flags: argparse.ArgumentParser) -> None:
-    """Add where the model of --holistic_model runs."""
+def add_holistic_flags(flags: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add where the model of --holistic_model runs. several: the command can be started as several processes."""
     flags.add_argument(
         "--holistic_server",
         help="URL of a vLLM that serves the model at --holistic_model, of which then only config and tokenizer are "
@@ -138,6 +138,13 @@ def add_holistic_flags(flags: argparse.ArgumentParser) -> None:
         help="with --holistic_server: load the model at --holistic_model once, on the CPU, and compare its scores of a "
         "few texts with the server's",
     )
+    if several:
+        flags.add_argument(
+            "--holistic_shard",
+            action="store_true",
+            help="with several processes: divide the weights of the holistic model among them, instead of a whole copy "
+            "on each; the scores stay the same, and each batch costs the transport of the weights",
+        )
 
 
 def check_holistic(args: argparse.Namespace) -> None:
@@ -155,6 +162,14 @@ def check_holistic(args: argparse.Namespace) -> None:
             print(f"warning: {what} go to {url} unencrypted; prefer https", file=sys.stderr, flush=True)
     elif args.holistic_check:
         raise UserError("--holistic_check goes with --holistic_server; add it or drop --holistic_check")
+    if getattr(args, "holistic_shard", False):
+        if args.holistic_server is not None or args.holistic_model is None:
+            other = "a server runs the model" if args.holistic_server is not None else "there is no --holistic_model"
+            raise UserError(f"--holistic_shard divides a model that is loaded here, and {other}; drop it")
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise UserError(
+                "--holistic_shard divides a model among processes, and there is one; start more, or drop it"
+            )
     if args.holistic_model is not None:
         check_model_name(args.holistic_model, "--holistic_model")
 

@@ -224,10 +224,14 @@ class HolisticModel(HolisticReader):
     def score_rows(self, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:
         scores = torch.zeros(len(rows))
         for indices, ids, mask in padded_batches(rows, self.pad_id, batch_size, self.model.device):
-            output = self.model(input_ids=ids, attention_mask=mask)
-            values = output if isinstance(output, Tensor) else output.logits[:, 0]
-            scores[indices] = values.float().cpu()
+            scores[indices] = self.score_batch(ids, mask)
         return scores
+
+    def score_batch(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Raw scores of rows of token ids and their attention mask, (b, T) each. -> (b,) float32 on the CPU."""
+        output = self.model(input_ids=ids, attention_mask=mask)
+        values = output if isinstance(output, Tensor) else output.logits[:, 0]
+        return values.float().cpu()
 
 
 def _cut(

@@ -151,13 +151,15 @@ def score_answers(
     from tqdm.auto import tqdm
 
     from ..common.launch import process_state
+    from ..scoring import equal_calls
     from .processes import failing_together
-    from .rollout import deal_batches
+    from .rollout import deal_batches, most_batches
 
     state = process_state()
     found = []
     mine = deal_batches(prompts, batch_size, state.process_index, state.num_processes)
-    with failing_together(state):
+    calls = most_batches(len(prompts), batch_size, state.num_processes)
+    with failing_together(state), equal_calls(scorer.holistic, calls):
         for _, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not state.is_main_process):
             rows = [prompts[i] for i in batch]
             rollout = Rollout(

@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=None if task.holistic else DEFAULTS["holistic_model"],
         help="preference reward model: a folder or a hub name",
     )
-    add_holistic_flags(flags)
+    add_holistic_flags(flags, several=True)
     add("--limit", type=positive_int, help="use at most so many prompts, sampled with --seed (default: all)")
     add("--max_input_len", type=positive_int, help="prompt tokens (default: as in training)")
     add("--max_generated_len", type=positive_int, help="response tokens (default: as in training)")
@@ -177,12 +177,13 @@ def sample_and_measure(
 
     from ..common.launch import process_state
     from ..common.prompts import uses_chat
-    from ..scoring import holistic_of, load_scorer
+    from ..scoring import equal_calls, holistic_of, load_scorer
     from .baselines import with_baselines
     from .evaluate import answered
     from .generate import generator
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
     from .processes import failing_together
+    from .rollout import most_batches
 
     task, state = args.task, process_state()
     tokenizer = load_tokenizer(policy, args)
@@ -199,7 +200,8 @@ def sample_and_measure(
         generate = generator(model, tokenizer, **SAMPLING, max_new_tokens=args.max_generated_len)
         parts = (tokenizer, scorer, accelerator, args.batch_size, "calibrate", args.seed)
         samples = []
-        with failing_together(accelerator):
+        calls = most_batches(len(prompts), args.batch_size, accelerator.num_processes)
+        with failing_together(accelerator), equal_calls(scorer.holistic, calls):
             for batch, rollout, measured in answered(prompts, generate, *parts):
                 raw = {"length": measured.lengths} | {name: score.raw for name, score in measured.aspects.items()}
                 if measured.holistic is not None:

@@ -135,7 +135,8 @@ class Run:
 
     # what may differ when a run is continued: none of it changes what is computed
     FREE = ("resume", "resume_anyway", "max_steps", "report_to", "run_name")
-    FREE += ("keep_checkpoints", "checkpoint_interval", "save_dir", "baseline_file", "holistic_check")
+    FREE += ("keep_checkpoints", "checkpoint_interval", "save_dir", "baseline_file")
+    FREE += ("holistic_check", "holistic_shard")
     # flags that name a file which is read as it is
     FILES = ("train_file", "dev_file", "calibration", "task_file")
 

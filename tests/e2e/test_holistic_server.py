@@ -1,4 +1,4 @@
-"""Commands with --holistic_server: the numbers of the local model, one line if the server fails, and going on."""
+"""Commands with --holistic_server and --holistic_shard: the numbers of the local model, or one line and going on."""
 
 from __future__ import annotations
 
@@ -203,6 +203,21 @@ def test_the_local_copy_is_compared_on_demand(world, scores, other_scores, train
     assert "goes with --holistic_server" in refused(train_ppo, [*flags, "--overwrite"], capfd)
 
 
+@pytest.mark.slow
+def test_a_divided_model_scores_as_a_whole_one(world, train_ppo, tmp_path):
+    """Three batches on two processes: one of them has nothing to score in the last."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    flags = [*world.flags, "--test", "--test_do_sample", "--batch_size", "4"]
+    train_ppo([*flags, "--save_dir", str(one)])
+    done = run_script([*flags, "--holistic_shard", "--save_dir", str(two)], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "MiB of weights on this process" in done.stdout
+    rows, others = json.loads(one.read_text()), json.loads(two.read_text())
+    assert [pytest.approx(row, abs=1e-6) for row in map(numbers, rows)] == [*map(numbers, others)]
+    assert len(rows) == 10 and len({row["holistic_reward"] for row in others}) > 5
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together(served, scores, tmp_path):
     """One of them meets a refusal: nobody waits for it, and there is a checkpoint."""
     met = threading.Event()
