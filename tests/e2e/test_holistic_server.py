@@ -203,7 +203,7 @@ def test_the_local_copy_is_compared_on_demand(world, scores, other_scores, train
     assert "goes with --holistic_server" in refused(train_ppo, [*flags, "--overwrite"], capfd)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_divided_model_scores_as_a_whole_one(world, train_ppo, tmp_path):
     """Three batches on two processes: one of them has nothing to score in the last."""
     one, two = tmp_path / "one.json", tmp_path / "two.json"
@@ -217,7 +217,7 @@ def test_a_divided_model_scores_as_a_whole_one(world, train_ppo, tmp_path):
     assert len(rows) == 10 and len({row["holistic_reward"] for row in others}) > 5
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_two_processes_stop_together(served, scores, tmp_path):
     """One of them meets a refusal: nobody waits for it, and there is a checkpoint."""
     met = threading.Event()
