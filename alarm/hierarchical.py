@@ -124,7 +124,8 @@ class HierarchicalReward(Exits):
         defaults |= {flag.name: flag.default for aspect in task.aspects for flag in aspect.flags}
         self.args = Namespace(**defaults | {"rm_max_batch_size": batch_size} | dict(flags or {}))
         self.args.holistic_model = None if holistic is None or callable(holistic) else str(holistic)
-        self.args.holistic_server, self.args.holistic_check = holistic_server, False
+        self.args.holistic_server, self.args.holistic_check, self.args.holistic_shard = holistic_server, False, False
+        self.args.holistic_8bit = bool((flags or {}).get("holistic_8bit", False))
         if holistic_server is not None:
             check_holistic(self.args)
         self._probes: dict[str, list[float]] = {}  # where it stands -> what the holistic model must score
@@ -423,6 +424,7 @@ class HierarchicalReward(Exits):
             )
         for line in compare_models(calibration, models):
             print(line, flush=True)
+        calibration.check_8bit(self.args.holistic_8bit)
         self._probes |= calibration.probe_for(self.args.holistic_server)
         made_with, wanted = calibration.baseline, baseline
         if callable(baseline):

@@ -185,6 +185,7 @@ class HolisticScorer:
     """A preference model on the answers of a rollout, in this process, behind a server, or divided among processes.
 
     server: its address. sharded: divided; then each process makes as many calls as the others (`equal_calls`).
+    eight_bit: a model in this process has its weights in 8 bits.
     Raises UserError if the model cannot be loaded, or the server is not what it should be.
     """
 
@@ -197,9 +198,10 @@ class HolisticScorer:
         dtype,
         server: str | None = None,
         sharded: bool = False,
+        eight_bit: bool = False,
     ):
         self.limits = {"max_length": max_length, "batch_size": batch_size}
-        self.server, self.sharded = server, sharded
+        self.server, self.sharded, self.eight_bit = server, sharded, eight_bit
         self.calls = 0
         if server is not None:
             from .models.holistic_server import HolisticServer
@@ -208,10 +210,13 @@ class HolisticScorer:
             self.model.connect(max_length)
             return
         if sharded:
-            from .models.sharded import ShardedHolisticModel as Model
+            from .models.sharded import ShardedHolisticModel
+
+            self.model = ShardedHolisticModel.load(name, device=device, dtype=dtype)
         else:
-            from .models.holistic import HolisticModel as Model
-        self.model = Model.load(name, device=device, dtype=dtype)
+            from .models.holistic import HolisticModel
+
+            self.model = HolisticModel.load(name, device=device, dtype=dtype, eight_bit=eight_bit)
 
     def __call__(self, rollout: Rollout) -> torch.Tensor:
         self.calls += 1
@@ -288,13 +293,14 @@ def holistic_of(task: Task, args: Namespace, settings: Settings) -> Holistic:
     """The holistic reward that the flags ask for: the task's function, or the model at --holistic_model.
 
     With --holistic_server that model runs elsewhere, and --holistic_check compares the two. With --holistic_shard it is
-    divided among the processes. Raises UserError.
+    divided among the processes, with --holistic_8bit its weights have 8 bits. Raises UserError.
     """
     if args.holistic_model is None:
         return FunctionHolistic(task)
     name, limits = args.holistic_model, (task.holistic_max_tokens, args.rm_max_batch_size)
     sharded = getattr(args, "holistic_shard", False)  # a flag of the commands that start as several processes
-    scorer = HolisticScorer(name, *limits, settings.device, settings.dtype, args.holistic_server, sharded)
+    where = (args.holistic_server, sharded, args.holistic_8bit)
+    scorer = HolisticScorer(name, *limits, settings.device, settings.dtype, *where)
     if sharded and is_main_process():
         here, whole = scorer.model.held()
         print(f"holistic model: {here / 2**20:.4g} of {whole / 2**20:.4g} MiB of weights on this process", flush=True)

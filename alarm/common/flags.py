@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -138,6 +139,12 @@ def add_holistic_flags(flags: argparse.ArgumentParser, several: bool = False) ->
         help="with --holistic_server: load the model at --holistic_model once, on the CPU, and compare its scores of a "
         "few texts with the server's",
     )
+    flags.add_argument(
+        "--holistic_8bit",
+        action="store_true",
+        help="load the holistic model's weights in 8 bits, for half of the memory of bfloat16 and scores that differ a "
+        "little (needs bitsandbytes)",
+    )
     if several:
         flags.add_argument(
             "--holistic_shard",
@@ -162,6 +169,14 @@ def check_holistic(args: argparse.Namespace) -> None:
             print(f"warning: {what} go to {url} unencrypted; prefer https", file=sys.stderr, flush=True)
     elif args.holistic_check:
         raise UserError("--holistic_check goes with --holistic_server; add it or drop --holistic_check")
+    if args.holistic_8bit:
+        other = {"--holistic_server": args.holistic_server, "--holistic_shard": getattr(args, "holistic_shard", False)}
+        if given := [flag for flag, value in other.items() if value]:
+            raise UserError(f"--holistic_8bit is for a whole model that is loaded here; drop it or {given[0]}")
+        if args.holistic_model is None:
+            raise UserError("--holistic_8bit loads the model at --holistic_model; add it or drop --holistic_8bit")
+        if find_spec("bitsandbytes") is None:
+            raise UserError("--holistic_8bit needs bitsandbytes; `pip install bitsandbytes`, or drop it")
     if getattr(args, "holistic_shard", False):
         if args.holistic_server is not None or args.holistic_model is None:
             other = "a server runs the model" if args.holistic_server is not None else "there is no --holistic_model"

@@ -174,7 +174,7 @@ def settings_of(wanted: Wanted, task: Task, args: argparse.Namespace) -> dict:
     names = ["dtype"] if wanted.aspects or wanted.holistic or wanted.models else []
     found: dict = {}
     if wanted.holistic:
-        names += ["ultra_mean", "ultra_std", "holistic_model", "holistic_server"]
+        names += ["ultra_mean", "ultra_std", "holistic_model", "holistic_server", "holistic_8bit"]
         found |= {"holistic_baseline": "none", "holistic_level": 0.0}
     if wanted.holistic or wanted.models:
         found["holistic_max_tokens"] = task.holistic_max_tokens

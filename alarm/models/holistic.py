@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
@@ -108,6 +110,13 @@ def as_classifier(model: LlamaRewardModel, pad_id: int) -> LlamaForSequenceClass
     return found
 
 
+def in_eight_bits() -> dict:
+    """What `from_pretrained` takes to load weights in 8 bits. bitsandbytes must be installed."""
+    # it says at each product that the inputs become float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+
+
 def probe_difference(one: Sequence[float], other: Sequence[float]) -> str | None:
     """What tells the model of one list of PROBE's scores from that of another, in words; None if nothing does.
 
@@ -201,9 +210,11 @@ class HolisticModel(HolisticReader):
         name_or_path: str | Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | str = torch.float32,
+        eight_bit: bool = False,
     ) -> HolisticModel:
         """Load a folder or hub name: the UltraRM layout, or a sequence classifier with one label.
 
+        eight_bit: the weights of its layers in 8 bits (LLM.int8, by bitsandbytes); the read-out keeps `dtype`.
         Raises UserError for what is neither, and for missing weights, by name.
         """
         config = load_config(name_or_path, ROLE)
@@ -218,7 +229,8 @@ class HolisticModel(HolisticReader):
                     "or a checkpoint in the UltraRM layout"
                 )
         tokenizer = load_tokenizer(name_or_path, ROLE)
-        return cls(load_model(model_class, name_or_path, ROLE, device, dtype), tokenizer)
+        quantised = in_eight_bits() if eight_bit else {}
+        return cls(load_model(model_class, name_or_path, ROLE, device, dtype, **quantised), tokenizer)
 
     @torch.inference_mode()
     def score_rows(self, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:

@@ -190,6 +190,8 @@ def made_with(task: Task, args: argparse.Namespace, policy: str, scorer: Scorer)
     if args.holistic_model is not None:
         models["holistic"] = model_identity(args.holistic_model)
     settings = {"holistic_max_tokens": task.holistic_max_tokens} | {name: getattr(args, name) for name in SETTINGS}
+    if getattr(scorer.holistic, "eight_bit", False):
+        settings["holistic_8bit"] = True
     if args.holistic_model is None and task.source:
         settings["task file"] = hash_file(task.source)
     found = {"baseline": args.holistic_baseline, "models": models, "settings": settings}
@@ -220,7 +222,8 @@ def known_scores(path: str | Path | None, made_by: dict) -> tuple[dict, dict[str
     content = None if path is None else read_baselines(path)
     if content is None:
         return made_by, {}
-    changed = [name for name, value in made_by["settings"].items() if content["settings"].get(name) != value]
+    names = [*made_by["settings"], "holistic_8bit"]  # which is there if it is on
+    changed = [name for name in names if content["settings"].get(name) != made_by["settings"].get(name)]
     if content["baseline"] != made_by["baseline"]:
         changed.append("kind of baseline")
     for role, identity in made_by["models"].items():

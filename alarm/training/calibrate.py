@@ -270,7 +270,7 @@ def settings_of(args: argparse.Namespace, aspects: Iterable[str]) -> dict:
     settings |= {name: getattr(args, name) for name in ("chat_template", "source_language", "target_language")}
     settings |= {"holistic_baseline": args.holistic_baseline, "samples_per_prompt": args.samples_per_prompt}
     settings |= {"sampling": SAMPLING, "holistic_max_tokens": task.holistic_max_tokens}
-    settings["holistic_server"] = args.holistic_server
+    settings |= {"holistic_server": args.holistic_server, "holistic_8bit": args.holistic_8bit}
     # numbers are of rewards and of normalisation, on which raw scores do not depend
     own = [*task.flags, *(flag for name in aspects for flag in task.aspect(name).flags)]
     return settings | {flag.name: getattr(args, flag.name) for flag in own if flag.kind is str}

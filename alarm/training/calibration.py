@@ -132,6 +132,15 @@ class Calibration:
         needed = self.probe is not None and (server or self.settings.get("holistic_server"))
         return {f"the calibration {self.path}": self.probe} if needed else {}
 
+    def check_8bit(self, eight_bit: bool) -> None:
+        """Raise UserError if the holistic model was calibrated with weights of another size: its scores differ."""
+        made = self.settings.get("holistic_8bit", False)
+        if "holistic" in self.models and made != eight_bit:
+            raise UserError(
+                f"--calibration {self.path} was made {'with' if made else 'without'} --holistic_8bit; do the same here, "
+                "or calibrate again"
+            )
+
     def threshold(self, q: float) -> float:
         """The q-quantile of the z-normalised holistic reward. UserError if the file has none."""
         if "holistic" not in self.rewards:
@@ -302,6 +311,7 @@ def use_calibration(
             f"--calibration {args.calibration} was made with --holistic_baseline {calibration.baseline}, this run has "
             f"{args.holistic_baseline}; give the same one to both"
         )
+    calibration.check_8bit(args.holistic_8bit)
     models = {"policy": policy} | calibrated_models(task, args, normalised(task))
     # the main process speaks for all: hashing a large model takes a minute
     lines = compare_models(calibration, models, seen) if is_main_process() else []

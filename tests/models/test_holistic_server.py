@@ -396,7 +396,9 @@ def test_a_refused_key_is_one_line(scores, monkeypatch):
 
 
 def flags(**parts) -> argparse.Namespace:
-    return argparse.Namespace(**{"holistic_model": "a/b", "holistic_server": None, "holistic_check": False} | parts)
+    return argparse.Namespace(
+        **{"holistic_model": "a/b", "holistic_server": None, "holistic_check": False, "holistic_8bit": False} | parts
+    )
 
 
 @pytest.mark.parametrize(

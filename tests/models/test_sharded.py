@@ -84,6 +84,12 @@ def test_the_most_batches_of_a_process(count):
 )
 def test_what_cannot_be_divided_is_refused(parts, world, words, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", world)
-    flags = {"holistic_model": "a/b", "holistic_server": None, "holistic_check": False, "holistic_shard": True}
+    flags = {
+        "holistic_model": "a/b",
+        "holistic_server": None,
+        "holistic_check": False,
+        "holistic_8bit": False,
+        "holistic_shard": True,
+    }
     with pytest.raises(UserError, match=words):
         check_holistic(argparse.Namespace(**flags | parts))
