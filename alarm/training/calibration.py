@@ -137,8 +137,8 @@ class Calibration:
         made = self.settings.get("holistic_8bit", False)
         if "holistic" in self.models and made != eight_bit:
             raise UserError(
-                f"--calibration {self.path} was made {'with' if made else 'without'} --holistic_8bit; do the same here, "
-                "or calibrate again"
+                f"--calibration {self.path} was made {'with' if made else 'without'} --holistic_8bit; do the same "
+                "here, or calibrate again"
             )
 
     def threshold(self, q: float) -> float:
