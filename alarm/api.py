@@ -40,6 +40,8 @@ HOLISTIC, LENGTH = "holistic_reward", "response_length"
 HOLISTIC_PART, RESPONSE_PART = "holistic", "response"
 # the score of the holistic model itself: no baseline subtracted, not normalised
 RAW_HOLISTIC = "raw_holistic"
+# key of the scores of a few fixed texts, by which a holistic model is known
+HOLISTIC_PROBE = "holistic_probe"
 # other keys of generations files and logs, which no metric may have
 RESERVED = ("query", "generation", "index", "total_reward", "reward", "gate_rate", "empty_rate", "aspect_paid")
 RESERVED += ("sample", RAW_HOLISTIC, "holistic_baseline", "aspects")

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .api import Aspect, Settings, Task
+from .api import HOLISTIC_PROBE, Aspect, Settings, Task
 from .combiners import ALONE, COMBINERS, READ_HOLISTIC, Combiner, Options
 from .common.distinct import distinct
 from .common.errors import UserError
-from .common.flags import check_names
+from .common.flags import check_holistic, check_names
 from .common.identity import changes, file_identity, model_identity
 from .common.prompts import text_of
 from .integrations import Exits
@@ -75,6 +75,7 @@ class HierarchicalReward(Exits):
         holistic_mean and holistic_std, or a calibration that was made with it.
     multipliers: of `lagrangian`, aspect -> l. They stay as they are: alarm.combiners.update_multipliers moves them.
     flags: constants of aspects, such as {"grammar_backend": "rules"}; the others have their defaults.
+    holistic_server: URL of a vLLM that serves the model `holistic`, of which then only config and tokenizer are read.
     holistic_max_tokens: of prompt and answer together. batch_size: texts in one pass of a model.
     constants: of the combiner, as alarm.combiners.Options names them: gate_temperature=0.1.
 
@@ -101,6 +102,7 @@ class HierarchicalReward(Exits):
         multipliers: Mapping[str, float] | None = None,
         flags: Mapping[str, Any] | None = None,
         holistic_max_tokens: int | None = None,
+        holistic_server: str | None = None,
         batch_size: int = 8,
         device: str = "cpu",
         dtype: str = "float32",
@@ -122,6 +124,11 @@ class HierarchicalReward(Exits):
         defaults |= {flag.name: flag.default for aspect in task.aspects for flag in aspect.flags}
         self.args = Namespace(**defaults | {"rm_max_batch_size": batch_size} | dict(flags or {}))
         self.args.holistic_model = None if holistic is None or callable(holistic) else str(holistic)
+        self.args.holistic_server, self.args.holistic_check, self.args.holistic_shard = holistic_server, False, False
+        self.args.holistic_8bit = bool((flags or {}).get("holistic_8bit", False))
+        if holistic_server is not None:
+            check_holistic(self.args)
+        self._probes: dict[str, list[float]] = {}  # where it stands -> what the holistic model must score
         self.task, self.device, self.dtype = task, device, dtype
         self.has_holistic = holistic is not None
         with self._needs_flags():
@@ -199,10 +206,17 @@ class HierarchicalReward(Exits):
         return cls(holistic, task.aspects, weights=weights, flags=flags, task=task, **settings)
 
     @classmethod
-    def from_run(cls, run_dir: str | Path, task: Task | str | None = None, device: str = "cpu") -> HierarchicalReward:
+    def from_run(
+        cls,
+        run_dir: str | Path,
+        task: Task | str | None = None,
+        device: str = "cpu",
+        holistic_server: str | None = UNSAID,
+    ) -> HierarchicalReward:
         """The reward of a run of train_ppo.py, from its run.json: task, models, constants, combiner.
 
-        task: if run.json does not name it. Scores as the run's `--test` scores; a combiner that compares answers to one
+        task: if run.json does not name it. holistic_server: instead of the run's; None loads the holistic model here.
+        Scores as the run's `--test` scores; a combiner that compares answers to one
         prompt, which `--test` replaces, stays what it was in training. The multipliers of `lagrangian` are those of the
         last checkpoint. Raises UserError if a model or the task's file is not what it was when the run was started.
         """
@@ -247,7 +261,7 @@ class HierarchicalReward(Exits):
             run = Run(folder, {})
             states = [run.read_state(checkpoint)[0] for checkpoint in run.checkpoints()]
             multipliers = states[-1]["multipliers"] if states and states[-1] else {}
-        return cls(
+        found = cls(
             args.holistic_model or task.holistic,
             task.aspects,
             recipe.reward_type,
@@ -261,12 +275,16 @@ class HierarchicalReward(Exits):
             baseline=recipe.baseline,
             multipliers=multipliers,
             flags=before,
+            holistic_server=before.get("holistic_server") if holistic_server is UNSAID else holistic_server,
             batch_size=batch_size,
             device=device,
             dtype=dtype,
             task=task,
             **{name: getattr(recipe.options, name) for name in CONSTANTS},
         )
+        if (probe := before.get("inputs", {}).get(HOLISTIC_PROBE)) is not None:
+            found._probes[f"the run in {folder}"] = probe
+        return found
 
     def score(
         self,
@@ -406,6 +424,8 @@ class HierarchicalReward(Exits):
             )
         for line in compare_models(calibration, models):
             print(line, flush=True)
+        calibration.check_8bit(self.args.holistic_8bit)
+        self._probes |= calibration.probe_for(self.args.holistic_server)
         made_with, wanted = calibration.baseline, baseline
         if callable(baseline):
             wanted = made_with if made_with in BASELINES[1:] and made_with != "group" else "of a function"
@@ -479,6 +499,8 @@ class HierarchicalReward(Exits):
             settings = Settings(self.args, tokenizer, torch.device(self.device), getattr(torch, self.dtype))
             with self._needs_flags():
                 holistic = holistic_of(self.task, self.args, settings) if self.has_holistic else None
+                for source, scores in self._probes.items():
+                    holistic.compare(source, scores)
                 self._scorer = load_scorer(self.task, self._names, settings, holistic)
         found = self._scorer
         return Scorer(found.holistic, found.aspects, found.task, tokenizer)

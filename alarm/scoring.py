@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import torch
 from .api import HOLISTIC, LENGTH
 from .common.console import cut_inputs
 from .common.errors import ServiceError, UserError
+from .common.launch import is_main_process
 from .tasks.spans import Span, last_token_of, token_offsets, tokens_overlapping
 from .types import AspectScore, Measured, Payment, Rollout, Score, TokenScore
 
@@ -214,19 +216,86 @@ def metrics_of(measured: Measured, payment: Payment) -> dict[str, list[float | N
 
 
 class HolisticScorer:
-    """A preference model on the answers of a rollout. Loads it; raises UserError if it cannot be loaded."""
+    """A preference model on the answers of a rollout, in this process, behind a server, or divided among processes.
 
-    def __init__(self, name: str, max_length: int, batch_size: int, device, dtype):
-        from .models.holistic import HolisticModel
+    server: its address. sharded: divided; then each process makes as many calls as the others (`equal_calls`).
+    eight_bit: a model in this process has its weights in 8 bits.
+    Raises UserError if the model cannot be loaded, or the server is not what it should be.
+    """
 
-        self.model = HolisticModel.load(name, device=device, dtype=dtype)
+    def __init__(
+        self,
+        name: str,
+        max_length: int,
+        batch_size: int,
+        device,
+        dtype,
+        server: str | None = None,
+        sharded: bool = False,
+        eight_bit: bool = False,
+    ):
         self.limits = {"max_length": max_length, "batch_size": batch_size}
+        self.server, self.sharded, self.eight_bit = server, sharded, eight_bit
+        self.calls = 0
+        if server is not None:
+            from .models.holistic_server import HolisticServer
+
+            self.model = HolisticServer(server, name)
+            self.model.connect(max_length)
+            return
+        if sharded:
+            from .models.sharded import ShardedHolisticModel
+
+            self.model = ShardedHolisticModel.load(name, device=device, dtype=dtype)
+        else:
+            from .models.holistic import HolisticModel
+
+            self.model = HolisticModel.load(name, device=device, dtype=dtype, eight_bit=eight_bit)
 
     def __call__(self, rollout: Rollout) -> torch.Tensor:
+        self.calls += 1
         return self.model.score(rollout.queries, rollout.responses, **self.limits)
 
+    def idle(self, due: int) -> None:
+        """Call without texts until there were `due` calls."""
+        while self.calls < due:
+            self.calls += 1
+            self.model.score_rows([], 1)
+
     def counts(self) -> dict[str, int]:
-        return {cut_inputs("holistic"): self.model.truncated}
+        found = {cut_inputs("holistic"): self.model.truncated}
+        return found if self.server is None else found | {"failures of the holistic server": self.model.failures}
+
+    def probe(self) -> list[float]:
+        """Raw scores of a few fixed texts, by which models are told apart."""
+        return self.model.probe()
+
+    def compare(self, source: str, scores: Sequence[float]) -> None:
+        """Raise UserError if `scores`, which `source` has of the same texts, are of another model."""
+        from .models.holistic import probe_difference
+
+        if found := probe_difference(scores, self.probe()):
+            where = "the holistic model" if self.server is None else f"the holistic server {self.server}"
+            raise UserError(f"{where} scores otherwise than {source}: {found}; give the same model to both")
+
+
+@contextmanager
+def equal_calls(holistic: Holistic | None, calls: int) -> Iterator[None]:
+    """Within the block each process measures the holistic reward at most `calls` times; at its end they are even.
+
+    For a model that is divided among the processes, which needs all of them for each call: one that has fewer batches,
+    or that a service has failed, makes calls without texts.
+    """
+    if not getattr(holistic, "sharded", False):
+        yield
+        return
+    due = holistic.calls + calls
+    try:
+        yield
+    except ServiceError:
+        holistic.idle(due)
+        raise
+    holistic.idle(due)
 
 
 class FunctionHolistic:
@@ -255,8 +324,25 @@ class FunctionHolistic:
 
 
 def holistic_of(task: Task, args: Namespace, settings: Settings) -> Holistic:
-    """The holistic reward that the flags ask for: the task's function, or the model at --holistic_model."""
+    """The holistic reward that the flags ask for: the task's function, or the model at --holistic_model.
+
+    With --holistic_server that model runs elsewhere, and --holistic_check compares the two. With --holistic_shard it is
+    divided among the processes, with --holistic_8bit its weights have 8 bits. Raises UserError.
+    """
     if args.holistic_model is None:
         return FunctionHolistic(task)
-    placed = (settings.device, settings.dtype)
-    return HolisticScorer(args.holistic_model, task.holistic_max_tokens, args.rm_max_batch_size, *placed)
+    name, limits = args.holistic_model, (task.holistic_max_tokens, args.rm_max_batch_size)
+    sharded = getattr(args, "holistic_shard", False)  # a flag of the commands that start as several processes
+    where = (args.holistic_server, sharded, args.holistic_8bit)
+    scorer = HolisticScorer(name, *limits, settings.device, settings.dtype, *where)
+    if sharded and is_main_process():
+        here, whole = scorer.model.held()
+        print(f"holistic model: {here / 2**20:.4g} of {whole / 2**20:.4g} MiB of weights on this process", flush=True)
+    if args.holistic_server is not None and is_main_process():
+        said = f"holistic model: {scorer.model.model} at {args.holistic_server}"
+        if args.holistic_check:
+            scorer.compare(name, HolisticScorer(name, *limits, "cpu", settings.dtype).probe())
+            print(f"{said}; it scores as {name} does here", flush=True)
+        else:
+            print(f"{said}; not compared with the weights of {name} (--holistic_check)", flush=True)
+    return scorer

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from alarm.api import Settings, Task
 from alarm.common.errors import UserError, report_user_errors
 from alarm.common.files import check_new_file
-from alarm.common.flags import check_model_name, parser, positive_int
+from alarm.common.flags import check_holistic, parser, positive_int
 from alarm.diagnostics import GATED
 from alarm.tasks.find import add_task_flag, find_task
 from alarm.training import main as training
@@ -131,8 +131,7 @@ def main(argv: list[str] | None = None) -> None:
             "the other parts"
         )
     policy = resolve_policy(recipe_args.policy_ckpt)
-    if recipe_args.holistic_model is not None:
-        check_model_name(recipe_args.holistic_model, "--holistic_model")
+    check_holistic(recipe_args)
     for aspect in task.aspects:
         aspect.check(recipe_args)
 

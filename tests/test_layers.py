@@ -21,7 +21,17 @@ LAYERS = (
     ("integrations",),
     ("hierarchical",),
     ("evaluation",),
-    ("train_ppo", "train_sft", "train_holistic", "calibrate", "plot_run", "best_of_n", "score", "__init__"),
+    (
+        "train_ppo",
+        "train_sft",
+        "train_holistic",
+        "calibrate",
+        "plot_run",
+        "best_of_n",
+        "score",
+        "export_holistic",
+        "__init__",
+    ),
 )
 PACKAGE = ROOT / "alarm"
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

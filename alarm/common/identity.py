@@ -119,7 +119,8 @@ def difference(one: dict, other: dict) -> str | None:
         if one["files"][file] != other["files"][file]:
             return f"{file} is another one"
     if one["files"] and other["files"]:
-        if not _weights(one) & _weights(other):
+        # a folder without weights is of a model that a server runs: there is nothing to compare
+        if _weights(one) and _weights(other) and not _weights(one) & _weights(other):
             return f"the weights are in {', '.join(sorted(_weights(other))) or 'no file'}"
         return difference(one["base"], other["base"]) if "base" in one and "base" in other else None
     # a hub name that is not in the cache yet

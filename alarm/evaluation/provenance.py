@@ -15,8 +15,9 @@ SIDECAR = ".meta.json"
 PARTIAL = "partial"  # set: the sidecar tells of scores that were added later alone
 # settings of every task on which scores depend
 SCORING = ("ultra_mean", "ultra_std", "holistic_level", "holistic_baseline", "dtype", "holistic_max_tokens")
+SCORING += ("holistic_8bit",)
 # of files that were written before the setting existed
-BEFORE = {"holistic_level": 0.0, "holistic_baseline": "none"}
+BEFORE = {"holistic_level": 0.0, "holistic_baseline": "none", "holistic_8bit": False}
 
 
 def sidecar_of(generations: Path) -> Path:

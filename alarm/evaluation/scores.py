@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 from ..api import HOLISTIC, LENGTH, RESERVED, Metric, Task
 from ..common.distinct import distinct
 from ..common.errors import UserError
-from ..common.flags import check_model_name, finite_float, positive_float, positive_int
+from ..common.flags import (
+    add_holistic_flags,
+    check_holistic,
+    check_model_name,
+    finite_float,
+    positive_float,
+    positive_int,
+)
 from .features import FEATURES, MEANING, check_features, feature
 
 if TYPE_CHECKING:
@@ -133,6 +140,7 @@ def add_score_flags(flags: argparse.ArgumentParser, task: Task) -> None:
         default=defaults["holistic_model"] if task.aspects and task.holistic is None else None,
         help=f"preference reward model of {HOLISTIC}: a folder or a hub name",
     )
+    add_holistic_flags(flags)
     add("--ultra_mean", type=finite_float, default=defaults["ultra_mean"], help="mean of its raw scores")
     add("--ultra_std", type=positive_float, default=defaults["ultra_std"], help="standard deviation of them")
     add("--rm_max_batch_size", type=positive_int, default=8, help="texts per forward pass of a reward model")
@@ -146,9 +154,8 @@ def check_wanted(wanted: Wanted, task: Task, args: argparse.Namespace) -> None:
     for name in wanted.aspects:
         task.aspect(name).check(args)
     if wanted.holistic:
-        if args.holistic_model is not None:
-            check_model_name(args.holistic_model, "--holistic_model")
-        elif task.holistic is None:
+        check_holistic(args)
+        if args.holistic_model is None and task.holistic is None:
             raise UserError(f"{HOLISTIC} needs --holistic_model, or a --task with a holistic reward of its own")
     for column, model in wanted.models.items():
         check_model_name(model, column)
@@ -167,7 +174,7 @@ def settings_of(wanted: Wanted, task: Task, args: argparse.Namespace) -> dict:
     names = ["dtype"] if wanted.aspects or wanted.holistic or wanted.models else []
     found: dict = {}
     if wanted.holistic:
-        names += ["ultra_mean", "ultra_std", "holistic_model"]
+        names += ["ultra_mean", "ultra_std", "holistic_model", "holistic_server", "holistic_8bit"]
         found |= {"holistic_baseline": "none", "holistic_level": 0.0}
     if wanted.holistic or wanted.models:
         found["holistic_max_tokens"] = task.holistic_max_tokens

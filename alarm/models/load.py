@@ -83,12 +83,12 @@ def has_encoder(config: PretrainedConfig, role: str) -> bool:
 
 
 def load_model(
-    model_class, path: str | Path, role: str, device: torch.device | str, dtype: torch.dtype | str
+    model_class, path: str | Path, role: str, device: torch.device | str, dtype: torch.dtype | str, **kwargs
 ) -> PreTrainedModel:
     """`model_class.from_pretrained`, in eval mode on `device`.
 
     Raises UserError if it cannot be read, and by name if its weights do not fit (`weights.check_weights`).
-    `role`: what the message calls it.
+    `role`: what the message calls it. kwargs: to `from_pretrained`.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     device = torch.device(device)
@@ -97,7 +97,7 @@ def load_model(
     straight = device.type != "cpu" and is_accelerate_available()
     placed = {"device_map": {"": device}} if straight else {}
     with reported(role, path):
-        model, _ = load_whole(model_class, str(path), dtype=dtype, **placed)
+        model, _ = load_whole(model_class, str(path), dtype=dtype, **placed, **kwargs)
     return model.to(device).eval().requires_grad_(False)
 
 

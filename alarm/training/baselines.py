@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..api import Task
+from ..api import HOLISTIC_PROBE, Task
 from ..common.errors import UserError
 from ..common.files import is_finite_number, read_json, write_json
 from ..common.identity import difference, hash_file, model_identity
@@ -73,7 +73,7 @@ def with_baselines(
     rows = [prompt for split in prompts.values() for prompt in split]
     references = reference_texts(rows, task) if kind == "reference" else [None] * len(rows)
     keys = [key_of(prompt, text) for prompt, text in zip(rows, references, strict=True)]
-    made_by, scores = on_main(state, lambda: known_scores(path, made_with(task, args, policy)))
+    made_by, scores = on_main(state, lambda: known_scores(path, made_with(task, args, policy, scorer)))
     missing = list({key: i for i, key in enumerate(keys) if key not in scores}.values())
     if missing:
         wanted, texts = [rows[i] for i in missing], [references[i] for i in missing]
@@ -151,22 +151,26 @@ def score_answers(
     from tqdm.auto import tqdm
 
     from ..common.launch import process_state
-    from .rollout import deal_batches
+    from ..scoring import equal_calls
+    from .processes import failing_together
+    from .rollout import deal_batches, most_batches
 
     state = process_state()
     found = []
     mine = deal_batches(prompts, batch_size, state.process_index, state.num_processes)
-    for _, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not state.is_main_process):
-        rows = [prompts[i] for i in batch]
-        rollout = Rollout(
-            query_ids=[prompt.ids for prompt in rows],
-            response_ids=None,
-            queries=[prompt.prompt for prompt in rows],
-            responses=[answers[i] for i in batch],
-            examples=[prompt.row for prompt in rows],
-            too_short=torch.zeros(len(rows), dtype=torch.bool),
-        )
-        found += zip(batch, scorer.holistic(rollout).double().tolist(), strict=True)
+    calls = most_batches(len(prompts), batch_size, state.num_processes)
+    with failing_together(state), equal_calls(scorer.holistic, calls):
+        for _, batch in tqdm(mine, desc=title, unit="batch", leave=False, disable=not state.is_main_process):
+            rows = [prompts[i] for i in batch]
+            rollout = Rollout(
+                query_ids=[prompt.ids for prompt in rows],
+                response_ids=None,
+                queries=[prompt.prompt for prompt in rows],
+                responses=[answers[i] for i in batch],
+                examples=[prompt.row for prompt in rows],
+                too_short=torch.zeros(len(rows), dtype=torch.bool),
+            )
+            found += zip(batch, scorer.holistic(rollout).double().tolist(), strict=True)
     return [score for _, score in sorted(gather_object(found))]
 
 
@@ -180,15 +184,19 @@ def key_of(prompt: Prompt, reference: str | None) -> str:
     ).hexdigest()
 
 
-def made_with(task: Task, args: argparse.Namespace, policy: str) -> dict:
+def made_with(task: Task, args: argparse.Namespace, policy: str, scorer: Scorer) -> dict:
     """The models and settings of baselines, as JSON."""
     models = {"policy": model_identity(policy)} if args.holistic_baseline == "greedy" else {}
     if args.holistic_model is not None:
         models["holistic"] = model_identity(args.holistic_model)
     settings = {"holistic_max_tokens": task.holistic_max_tokens} | {name: getattr(args, name) for name in SETTINGS}
+    if getattr(scorer.holistic, "eight_bit", False):
+        settings["holistic_8bit"] = True
     if args.holistic_model is None and task.source:
         settings["task file"] = hash_file(task.source)
-    return {"baseline": args.holistic_baseline, "models": models, "settings": settings}
+    found = {"baseline": args.holistic_baseline, "models": models, "settings": settings}
+    served = getattr(scorer.holistic, "server", None) is not None
+    return found | {HOLISTIC_PROBE: scorer.holistic.probe()} if served else found
 
 
 def read_baselines(path: str | Path) -> dict | None:
@@ -202,6 +210,8 @@ def read_baselines(path: str | Path) -> dict | None:
         or (content.get("kind"), content.get("version")) != (KIND, VERSION)
         or not all(isinstance(content.get(part), kind) for part, kind in parts.items())
         or not all(is_finite_number(score) for score in content["scores"].values())
+        or not isinstance(content.get(HOLISTIC_PROBE, []), list)
+        or not all(map(is_finite_number, content.get(HOLISTIC_PROBE, [])))
     ):
         raise UserError(f"{path} is no file of baselines; name another --baseline_file")
     return content
@@ -212,13 +222,19 @@ def known_scores(path: str | Path | None, made_by: dict) -> tuple[dict, dict[str
     content = None if path is None else read_baselines(path)
     if content is None:
         return made_by, {}
-    changed = [name for name, value in made_by["settings"].items() if content["settings"].get(name) != value]
+    names = [*made_by["settings"], "holistic_8bit"]  # which is there if it is on
+    changed = [name for name in names if content["settings"].get(name) != made_by["settings"].get(name)]
     if content["baseline"] != made_by["baseline"]:
         changed.append("kind of baseline")
     for role, identity in made_by["models"].items():
         before = content["models"].get(role)
         if before is None or difference(before, identity):
             changed.append(f"{role} model")
+    if HOLISTIC_PROBE in made_by and HOLISTIC_PROBE in content:
+        from ..models.holistic import probe_difference
+
+        if probe_difference(content[HOLISTIC_PROBE], made_by[HOLISTIC_PROBE]):
+            changed.append("model behind the holistic server")
     if changed:
         raise UserError(f"{path} holds baselines made with another {changed[0]}; name another --baseline_file")
     return made_by, content["scores"]

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-from ..api import Settings, Task
+from ..api import HOLISTIC_PROBE, Settings, Task
 from ..common.console import Column, Section, Table, print_table, say_counts
 from ..common.errors import UserError, report_user_errors
 from ..common.files import check_new_file, write_json
-from ..common.flags import add_policy_flags, check_model_name, parser, positive_int, seed_value
+from ..common.flags import add_holistic_flags, add_policy_flags, check_holistic, parser, positive_int, seed_value
 from ..common.identity import hash_file, model_identity
 from ..tasks.find import add_task_flag, task_of
 from .baselines import check_baseline_flags
@@ -47,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=None if task.holistic else DEFAULTS["holistic_model"],
         help="preference reward model: a folder or a hub name",
     )
+    add_holistic_flags(flags, several=True)
     add("--limit", type=positive_int, help="use at most so many prompts, sampled with --seed (default: all)")
     add("--max_input_len", type=positive_int, help="prompt tokens (default: as in training)")
     add("--max_generated_len", type=positive_int, help="response tokens (default: as in training)")
@@ -90,15 +91,15 @@ def main(argv: list[str] | None = None) -> None:
     check_baseline_flags(args, grouped=True)
     if args.holistic_baseline != "none" and "holistic" not in names:
         raise UserError("--holistic_baseline is one of the holistic reward; add holistic to --rewards, or drop it")
-    if "holistic" in names and args.holistic_model is not None:
-        check_model_name(args.holistic_model, "--holistic_model")
+    if "holistic" in names:
+        check_holistic(args)
     rows = load_prompts(args)
     aspects = [name for name in names if name not in ("holistic", "length")]
     for name in aspects:
         task.aspect(name).check(args)
 
     # 2. sampled responses, measured as training measures them
-    samples = sample_and_measure(args, policy, start, rows, names, aspects)
+    samples, probe = sample_and_measure(args, policy, start, rows, names, aspects)
 
     # 3. the numbers
     state = process_state()
@@ -126,6 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         "models": {role: model_identity(name) for role, name in models.items()},
         "versions": versions(),
     }
+    if probe is not None:
+        content[HOLISTIC_PROBE] = probe
     write_json(args.save_path, content)
     report(args, content)
 
@@ -160,11 +163,11 @@ def load_prompts(args: argparse.Namespace) -> list[dict]:
 
 def sample_and_measure(
     args: argparse.Namespace, policy: str, start: str, rows: list[dict], names: list[str], aspects: list[str]
-) -> list[dict]:
+) -> tuple[list[dict], list[float] | None]:
     """--samples_per_prompt sampled responses to each row. start: whose greedy answers a greedy baseline is.
 
-    -> for each response `index`, `generation`, and the raw score of each named reward (less its measured baseline). The
-    responses to row i have the indices n i to n i + n - 1.
+    -> for each response `index`, `generation`, and the raw score of each named reward (less its measured baseline); the
+    probe of the holistic model, if one is measured. The responses to row i have the indices n i to n i + n - 1.
     """
     import torch
     from accelerate import Accelerator
@@ -174,12 +177,13 @@ def sample_and_measure(
 
     from ..common.launch import process_state
     from ..common.prompts import uses_chat
-    from ..scoring import holistic_of, load_scorer
+    from ..scoring import equal_calls, holistic_of, load_scorer
     from .baselines import with_baselines
     from .evaluate import answered
     from .generate import generator
     from .policy import encode_splits, is_encoder_decoder, load_answering_policy, load_tokenizer
     from .processes import failing_together
+    from .rollout import most_batches
 
     task, state = args.task, process_state()
     tokenizer = load_tokenizer(policy, args)
@@ -196,7 +200,8 @@ def sample_and_measure(
         generate = generator(model, tokenizer, **SAMPLING, max_new_tokens=args.max_generated_len)
         parts = (tokenizer, scorer, accelerator, args.batch_size, "calibrate", args.seed)
         samples = []
-        with failing_together(accelerator):
+        calls = most_batches(len(prompts), args.batch_size, accelerator.num_processes)
+        with failing_together(accelerator), equal_calls(scorer.holistic, calls):
             for batch, rollout, measured in answered(prompts, generate, *parts):
                 raw = {"length": measured.lengths} | {name: score.raw for name, score in measured.aspects.items()}
                 if measured.holistic is not None:
@@ -205,11 +210,12 @@ def sample_and_measure(
                 for k, i in enumerate(batch):
                     sample = {"index": i, "query": prompts[i].query, "generation": rollout.responses[k]}
                     samples.append(sample | {name: values[k] for name, values in raw.items()})
+        probe = scorer.holistic.probe() if hasattr(scorer.holistic, "probe") else None
         samples = sorted(gather_object(samples), key=lambda sample: (sample["query"], sample["index"]))
         say_counts(scorer.counts(), accelerator)
     finally:
         scorer.close()
-    return samples
+    return samples, probe
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -264,6 +270,7 @@ def settings_of(args: argparse.Namespace, aspects: Iterable[str]) -> dict:
     settings |= {name: getattr(args, name) for name in ("chat_template", "source_language", "target_language")}
     settings |= {"holistic_baseline": args.holistic_baseline, "samples_per_prompt": args.samples_per_prompt}
     settings |= {"sampling": SAMPLING, "holistic_max_tokens": task.holistic_max_tokens}
+    settings |= {"holistic_server": args.holistic_server, "holistic_8bit": args.holistic_8bit}
     # numbers are of rewards and of normalisation, on which raw scores do not depend
     own = [*task.flags, *(flag for name in aspects for flag in task.aspect(name).flags)]
     return settings | {flag.name: getattr(args, flag.name) for flag in own if flag.kind is str}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ..api import Task
+from ..api import HOLISTIC_PROBE, Task
 from ..common.errors import UserError
 from ..common.files import is_finite_number, is_text, read_json
 from ..common.identity import Seen, difference, model_identity
@@ -111,6 +111,7 @@ class Calibration:
     rewards: dict[str, dict]  # name -> describe()
     models: dict[str, dict]  # policy and reward models -> model_identity()
     settings: dict  # how the responses were sampled
+    probe: list[float] | None = None  # scores by which the holistic model is known
 
     @property
     def constants(self) -> dict[str, float]:
@@ -122,6 +123,23 @@ class Calibration:
     def baseline(self) -> str:
         """What was subtracted from the holistic scores: one of alarm.recipe.BASELINES."""
         return self.settings.get("holistic_baseline", "none")
+
+    def probe_for(self, server: str | None) -> dict[str, list[float]]:
+        """What a holistic model must score on the fixed texts, by where that stands, if a server runs one of the two.
+
+        server: of the model that is to be compared. Others are compared by their files (`compare_models`).
+        """
+        needed = self.probe is not None and (server or self.settings.get("holistic_server"))
+        return {f"the calibration {self.path}": self.probe} if needed else {}
+
+    def check_8bit(self, eight_bit: bool) -> None:
+        """Raise UserError if the holistic model was calibrated with weights of another size: its scores differ."""
+        made = self.settings.get("holistic_8bit", False)
+        if "holistic" in self.models and made != eight_bit:
+            raise UserError(
+                f"--calibration {self.path} was made {'with' if made else 'without'} --holistic_8bit; do the same "
+                "here, or calibrate again"
+            )
 
     def threshold(self, q: float) -> float:
         """The q-quantile of the z-normalised holistic reward. UserError if the file has none."""
@@ -167,11 +185,13 @@ def read_calibration(path: str | Path, task: Task, any_task: bool = False) -> Ca
             _check_form(name, described)
         for identity in content["models"].values():
             _check_identity(identity)
+        probe = content.get(HOLISTIC_PROBE)
+        _require(probe is None or (isinstance(probe, list) and all(map(is_finite_number, probe))), HOLISTIC_PROBE)
     except (KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--calibration {path} lacks a part or holds another type there ({error}); {mend} again"
         ) from None
-    found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"])
+    found = Calibration(str(path), task, content["rewards"], content["models"], content["settings"], probe)
     for name, described in found.rewards.items():
         if problem := _contradiction(described, name in normalised(task)):
             raise UserError(f"--calibration {path}: the numbers of {name} cannot be used ({problem}); {mend} again")
@@ -291,6 +311,7 @@ def use_calibration(
             f"--calibration {args.calibration} was made with --holistic_baseline {calibration.baseline}, this run has "
             f"{args.holistic_baseline}; give the same one to both"
         )
+    calibration.check_8bit(args.holistic_8bit)
     models = {"policy": policy} | calibrated_models(task, args, normalised(task))
     # the main process speaks for all: hashing a large model takes a minute
     lines = compare_models(calibration, models, seen) if is_main_process() else []

@@ -20,13 +20,13 @@ from ..api import RAW_HOLISTIC
 from ..common.console import say_counts, show
 from ..common.files import write_json, write_rows
 from ..rewards import RewardRecipe, combine, without_group
-from ..scoring import Scorer, measure, metrics_of
+from ..scoring import Scorer, equal_calls, measure, metrics_of
 from ..types import Measured, Payment, Rollout
 from .generate import Generate, generator
 from .log import means
 from .processes import failing_together
 from .provenance import sidecar
-from .rollout import Prompt, deal_batches, sample_rollout
+from .rollout import Prompt, deal_batches, most_batches, sample_rollout
 from .run import finite
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def evaluate(
     """
     records, alone = [], recipe.alone
     prompts = [prompt for prompt in prompts for _ in range(samples)]
-    with failing_together(accelerator):
+    calls = most_batches(len(prompts), batch_size, accelerator.num_processes)
+    with failing_together(accelerator), equal_calls(scorer.holistic, calls):
         for batch, rollout, measured in answered(
             prompts, generate, tokenizer, scorer, accelerator, batch_size, title, sampling_seed
         ):

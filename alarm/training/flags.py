@@ -15,6 +15,7 @@ from ..common.errors import UserError
 from ..common.files import check_new_file, check_writable, read_json
 from ..common.flags import (
     add_flag,
+    add_holistic_flags,
     add_policy_flags,
     check_model_name,
     check_names,
@@ -155,6 +156,7 @@ def add_ppo_flags(flags: argparse.ArgumentParser, task: Task) -> None:
     add("hierarchical_threshold", "z-normalised holistic reward from which aspect rewards count", finite_float)
     add("holistic_reward_weight", "weight of the holistic reward", finite_float)
     add("holistic_model", "preference reward model: a folder or a hub name")
+    add_holistic_flags(flags, several=True)
     add("ultra_mean", "mean of the holistic model's raw scores", finite_float)
     add("ultra_std", "standard deviation of the holistic model's raw scores", positive_float)
     add("length_mean", "mean response length in tokens, for --length_reward", positive_float)

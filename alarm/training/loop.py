@@ -23,7 +23,7 @@ from ..common.errors import ServiceError, UserError
 from ..common.files import write_json
 from ..diagnostics import Diagnostics, Scale
 from ..rewards import RewardRecipe, combine
-from ..scoring import Scorer, measure
+from ..scoring import Scorer, equal_calls, measure
 from ..types import Measured, Payment, Rollout
 from .evaluate import evaluate
 from .generate import Generate, generator
@@ -181,7 +181,7 @@ class Training:
             rollout = resample_empty(rollout, self.sample, self.tokenizer)
         generated = time.perf_counter()
         # 2. measure, then pay
-        with failing_together(accelerator):
+        with failing_together(accelerator), equal_calls(self.scorer.holistic, 1):
             measured = measure(rollout, self.scorer, self.recipe.paid_aspects)
         recipe = self.recipe
         payment = combine(measured, recipe, self.groups(len(prompts)), gather_rows(accelerator))

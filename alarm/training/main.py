@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from ..api import Settings, Task
 from ..common.errors import UserError
-from ..common.flags import check_model_name, parser
+from ..common.flags import check_holistic, parser
 from ..common.launch import check_launch, process_state
 from ..common.prompts import uses_chat
-from .calibration import calibrated_models, constants_of, use_calibration
+from .calibration import calibrated_models, constants_of, read_calibration, use_calibration
 from .flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
 from .provenance import generations_meta
 from .run import Run
@@ -46,8 +46,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
         start = resolve_policy(args.baseline_policy, args.resume_anyway, "--baseline_policy")
     for aspect in task.aspects:
         aspect.check(args)
-    if args.holistic_model is not None:
-        check_model_name(args.holistic_model, "--holistic_model")
+    check_holistic(args)
     if task.source:
         args.task_file = task.source
     run = Run(args.save_dir, {"task": task.name} | vars(args), constants_of(task))
@@ -79,6 +78,7 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
         load_answering_policy,
         load_tokenizer,
     )
+    from .processes import on_main
 
     state = process_state()
     check_adapter_flags(args, policy)
@@ -97,6 +97,11 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
         state.print(f"the dev file and --test have no groups: --holistic_level {recipe.level:.6g} is subtracted there")
     scorer = load_scorer(task, [aspect.name for aspect in task.aspects], settings, holistic_of(task, args, settings))
     try:
+        if args.holistic_server is not None and not args.test:
+            on_main(state, lambda: run.take_probe(scorer.holistic))
+        if args.calibration is not None and args.holistic_model is not None:
+            for source, scores in read_calibration(args.calibration, task).probe_for(args.holistic_server).items():
+                scorer.holistic.compare(source, scores)
         file = args.baseline_file or (None if args.test else run.dir / NAME)
         prompts = with_baselines(prompts, task, args, start, scorer, args.eval_batch_size, file)
 

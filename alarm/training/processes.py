@@ -72,7 +72,7 @@ def gather_rows(accelerator: Accelerator) -> Callable[[Tensor], tuple[Tensor, in
 
 
 @contextmanager
-def failing_together(accelerator: Accelerator) -> Iterator[None]:
+def failing_together(accelerator: Accelerator | PartialState) -> Iterator[None]:
     """Where a service fails one process inside the block, all processes leave it with a ServiceError."""
     error = None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,11 @@ def deal_batches(prompts: list[Prompt], batch_size: int, process: int, processes
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return list(enumerate(batches))[process::processes]
+
+
+def most_batches(prompts: int, batch_size: int, processes: int) -> int:
+    """The number of batches of the process that `deal_batches` gives the most."""
+    return math.ceil(math.ceil(prompts / batch_size) / processes)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, response_ids: list[torch.Tensor]) -> list[str]:

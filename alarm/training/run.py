@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..api import HOLISTIC_PROBE
 from ..common.errors import UserError
 from ..common.files import check_folder, growing_rows, write_json, write_text
 from ..common.identity import base_changes, changes, file_identity, model_identity, rows_identity
@@ -19,6 +20,8 @@ from .provenance import versions
 
 if TYPE_CHECKING:
     from trl import PPOTrainer
+
+    from ..scoring import HolisticScorer
 
 
 ROLLOUTS = "rollouts.jsonl"
@@ -134,6 +137,7 @@ class Run:
     # what may differ when a run is continued: none of it changes what is computed
     FREE = ("resume", "resume_anyway", "max_steps", "report_to", "run_name")
     FREE += ("keep_checkpoints", "checkpoint_interval", "save_dir", "baseline_file")
+    FREE += ("holistic_check", "holistic_shard")
     # flags that name a file which is read as it is
     FILES = ("train_file", "dev_file", "calibration", "task_file")
 
@@ -176,6 +180,8 @@ class Run:
                 f"note: {self.dir / 'run.json'} has no hashes of data and models, so they are not compared", flush=True
             )
         free = {*self.FREE, *self._calibrated()}
+        if before.get("holistic_server") and self.args.get("holistic_server"):
+            free.add("holistic_server")  # an address: `take_probe` compares the model behind it
         for name, value in self.args.items():
             if name not in free and name in before and before[name] != value:
                 raise UserError(
@@ -195,6 +201,25 @@ class Run:
         """Compare the rows of the splits that come from --dataset, by their names, as `check` compares files."""
         for split, rows in splits.items() if is_main_process() else ():
             self._take(f"dataset ({split})", rows_identity(dataset, rows))
+
+    def take_probe(self, holistic: HolisticScorer) -> None:
+        """Note the scores by which the model behind --holistic_server is known; after `check`, on the main process.
+
+        Raises UserError if they are not those with which the run was started; with --resume_anyway that is a warning.
+        """
+        before, now = self.inputs.get(HOLISTIC_PROBE), holistic.probe()
+        if before is not None:
+            try:
+                holistic.compare(f"at the start of the run in {self.dir}", before)
+            except UserError as error:
+                if not self.args.get("resume_anyway"):
+                    raise UserError(f"{error}, or go on with --resume_anyway") from None
+                print(f"warning: {error} (--resume_anyway)", flush=True)
+                was, found = ([float(f"{score:.6g}") for score in scores] for scores in (before, now))
+                change = {"flag": "holistic_server", "file": HOLISTIC_PROBE, "was": str(was), "is": str(found)}
+                self.inputs["changes"].append(change)
+                before = None
+        self.inputs[HOLISTIC_PROBE] = now if before is None else before
 
     def _hash_files(self) -> None:
         for flag in self.FILES if is_main_process() else ():

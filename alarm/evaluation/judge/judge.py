@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import ipaddress
 import math
 import os
 import sys
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from ...common.errors import UserError
 from ...common.flags import positive_float, positive_int
+from ...common.service import is_near
 from ...common.threads import DaemonExecutor
 from .replies import Answer, AnswerCache, build_prompt, parse_template, request_key
 from .sender import (
@@ -306,7 +306,7 @@ def judge_from_flags(args: argparse.Namespace, results_folder: Path, asked_by: s
         )
     api_key = api_key or os.environ.get("OPENAI_API_KEY", "").strip()
     endpoint = check_endpoint(given.get("base_url"))
-    local = _is_local(urlsplit(endpoint).hostname)
+    local = is_near(urlsplit(endpoint).hostname)
     if not api_key:
         if not local:
             raise UserError(
@@ -328,12 +328,3 @@ def judge_from_flags(args: argparse.Namespace, results_folder: Path, asked_by: s
         **{{"judge_model": "model"}.get(name, name): value for name, value in given.items()},
     )
     return Judge(settings, api_key)
-
-
-def _is_local(host: str) -> bool:
-    """This machine, or an address of a private network."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_private or address.is_unspecified

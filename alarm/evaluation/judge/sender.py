@@ -12,10 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ...common.errors import UserError
 from ...common.retry_after import retry_after
+from ...common.service import plain_key, plain_url
 from .replies import REFUSED, TOO_LONG, UNANSWERED, Answer, MalformedReply, read_answer
 
 if TYPE_CHECKING:
@@ -233,27 +233,10 @@ def redact(text: str, api_key: str) -> str:
 
 def check_endpoint(base_url: str | None) -> str:
     """The endpoint to use, without a slash at its end. Raises UserError if it is no http(s) URL, or holds a key."""
-    url = (base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_ENDPOINT).strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and url.isprintable() and " " not in url
-        _ = parts.port  # a bad one raises
-    except ValueError:
-        good = False
-    if not good:
-        raise UserError(
-            "--base_url (or OPENAI_BASE_URL) is no http or https URL; give one such as http://localhost:8000/v1"
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UserError(
-            "--base_url holds a user, a query or a fragment; give the plain URL and the key by OPENAI_API_KEY"
-        )
-    return url
+    url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_ENDPOINT
+    return plain_url(url, "--base_url (or OPENAI_BASE_URL)", "http://localhost:8000/v1", "OPENAI_API_KEY")
 
 
 def check_key(api_key: str) -> str:
     """The key without white space around it. Raises UserError, without saying it, for one that no header can carry."""
-    key = api_key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError("the judge's key is empty or holds characters that no key has; set OPENAI_API_KEY again")
-    return key
+    return plain_key(api_key, "the judge's", "OPENAI_API_KEY")

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 from ....common.errors import UserError
-from ....common.threads import DaemonExecutor
+from ....common.service import LONGEST_PAUSE, LONGEST_WAIT, PAUSE, ServerFailure, answer_all, open_session
 from .matches import STAND_IN, Checker, GrammarServiceError, Match
-from .protocol import LONGEST_WAIT, PAUSE, Patience, ServerFailure, ask, open_session, parse_matches
+from .protocol import ask, parse_matches, patience
 from .rules import RulesChecker
 from .server import LocalServer, RemoteServer, find_installation
 
@@ -96,23 +97,13 @@ class LanguageToolChecker:
         waiting = sorted({text for text in texts if text not in found}, key=lambda text: (-len(text), text))
         self.counts["texts"] += len(texts)
         self.counts["checked"] += len(waiting)
-        failures, patience = 0, Patience(self.longest_wait, self.pause)
-        while waiting:
-            done, failure = self._try(waiting)
-            if self._closed.is_set():  # by another thread, after ^C: a new server would have no user
-                self.close()
-                raise GrammarServiceError("the grammar checker was closed while it checked")
-            found |= done
-            for text, matches in done.items():
-                self._cache[text] = matches
-            waiting = [text for text in waiting if text not in done]
-            if done:
-                failures, patience = 0, Patience(self.longest_wait, self.pause)
-            if failure is not None and patience.asked(failure):
-                patience.wait(failure)
-            elif failure is not None:
-                failures += 1
-                self._failed(failure, failures, waiting)
+        done: dict[str, list[Match]] = {}
+        times = {"longest": self.longest_wait, "pause": self.pause}
+        try:
+            answer_all(waiting, self._begin, self.in_flight, lambda: patience(**times), self._failed, done)
+        finally:
+            self._cache |= done
+        found |= done
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         self.counts["cached"] = self.counts["texts"] - self.counts["empty"] - self.counts["checked"]
@@ -126,42 +117,29 @@ class LanguageToolChecker:
             self._session = None
         self.server.close()
 
-    def _try(self, texts: list[str]) -> tuple[dict[str, list[Match]], ServerFailure | None]:
-        """Ask for every text until one request fails. -> what was answered, and the failure."""
-        try:
-            url = self.server.url()
-        except ServerFailure as failure:
-            return {}, failure
+    def _begin(self) -> Callable[[str], list[Match]]:
+        """What asks the server about a text. Raises ServerFailure if there is no server."""
+        self._check_open()
+        url = self.server.url()
         if self._session is None:
             self._session = open_session(self.server.own, self.in_flight)
-        stop = threading.Event()
-        failures: list[ServerFailure] = []
+        session = self._session
 
-        def answer(text: str) -> list[Match] | None:
-            if stop.is_set() or self._closed.is_set():
-                return None
-            try:
-                return parse_matches(text, ask(self._session, url, text, self.timeout + len(text) * SLOWEST))
-            except ServerFailure as failure:
-                failures.append(failure)
-            except BaseException:
-                stop.set()
-                raise
-            stop.set()
-            return None
+        def answer(text: str) -> list[Match]:
+            self._check_open()
+            return parse_matches(text, ask(session, url, text, self.timeout + len(text) * SLOWEST))
 
-        with DaemonExecutor(self.in_flight) as pool:
-            try:
-                answers = list(pool.map(answer, texts))
-            except BaseException:  # ^C: nobody waits for the requests in flight, the others are not begun
-                stop.set()
-                raise
-        done = {text: matches for text, matches in zip(texts, answers, strict=True) if matches is not None}
-        # several requests may have been refused: the longest wait is the one to keep
-        return done, max(failures, key=lambda failure: failure.wait or 0.0, default=None)
+        return answer
 
-    def _failed(self, failure: ServerFailure, failures: int, waiting: list[str]) -> None:
+    def _check_open(self) -> None:
+        """Raise GrammarServiceError if another thread has closed the checker since check() began."""
+        if self._closed.is_set():  # after ^C: a new server would have no user
+            self.close()
+            raise GrammarServiceError("the grammar checker was closed while it checked")
+
+    def _failed(self, failure: ServerFailure, failures: int, waiting: Sequence[str]) -> None:
         """Count a failure, report it, and recover from it; give up after too many."""
+        self._check_open()
         self.counts["failures"] += 1
         if failures >= self.max_failures:
             raise GrammarServiceError(
@@ -171,7 +149,7 @@ class LanguageToolChecker:
         logger.warning(
             "LanguageTool failed (%d in a row): %s; %d texts are checked again", failures, failure, len(waiting)
         )
-        time.sleep(min(self.pause * 2 ** (failures - 1), 30))
+        time.sleep(min(self.pause * 2 ** (failures - 1), LONGEST_PAUSE))
         # an error page alone is worth a second try before the server is replaced
         if self.server.own and (failure.lost or failures > 1):
             try:

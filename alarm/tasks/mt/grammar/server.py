@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 from ....common.errors import UserError
 from ....common.files import write_json
+from ....common.service import ServerFailure, open_session
 from .matches import STAND_IN
-from .protocol import LONGEST_WAIT, PAUSE, Patience, ServerFailure, ask, open_session, parse_matches
+from .protocol import ask, parse_matches, patience
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +53,16 @@ class RemoteServer:
 
     def check(self) -> None:
         """Raise UserError if no LanguageTool answers, even after the time that it asks to wait."""
-        patience = Patience(LONGEST_WAIT, PAUSE)
+        waits = patience()
         try:
             while True:
                 try:
                     parse_matches("Good.", ask(open_session(False, 1), self.address, "Good.", timeout=60))
                     return
                 except ServerFailure as failure:
-                    if not patience.asked(failure):
+                    if not waits.asked(failure):
                         raise
-                    patience.wait(failure)
+                    waits.wait(failure)
         except ServerFailure as failure:
             raise UserError(f"no LanguageTool at --grammar_server {self.address}: {failure}; {WAYS_OUT}") from None
 
