@@ -49,6 +49,10 @@ def launch(
     if kind.startswith("ZeRO"):
         environment["PYTHONPATH"] += f":{DEEPSPEED}"
         environment["DS_ACCELERATOR"] = "cpu"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(changed)]
-    command += ["--main_process_port", str(port), str(script), *arguments]
+    if kind == "ddp":  # accelerate's launch of MULTI_GPU does not hand use_cpu on
+        environment["ACCELERATE_USE_CPU"] = "true"
+        start = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    else:
+        start = ["accelerate.commands.launch", "--config_file", str(changed), "--main_process_port", str(port)]
+    command = [sys.executable, "-m", *start, str(script), *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
