@@ -29,7 +29,6 @@ def launch(
     if kind.startswith("ZeRO") and not (DEEPSPEED / "deepspeed").is_dir():
         pytest.skip("build/deepspeed is not here; `make test` installs it")
     settings = yaml.safe_load((CONFIGS / f"{LAUNCHES[kind]}.yaml").read_text()) | {"num_processes": 2}
-    settings["use_cpu"] = not kind.startswith("ZeRO")
     if persist is not None:
         parts = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": persist}}
         parts |= dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu"), "auto")
@@ -45,12 +44,12 @@ def launch(
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT / 'trl'}:{ROOT}",
     }  # fmt: skip
-    environment.pop("ACCELERATE_USE_CPU", None)
+    environment["ACCELERATE_USE_CPU"] = "true"  # not use_cpu, which the launch of several processes does not hand on
     if kind.startswith("ZeRO"):
+        del environment["ACCELERATE_USE_CPU"]
         environment["PYTHONPATH"] += f":{DEEPSPEED}"
         environment["DS_ACCELERATOR"] = "cpu"
-    if kind == "ddp":  # accelerate's launch of MULTI_GPU does not hand use_cpu on
-        environment["ACCELERATE_USE_CPU"] = "true"
+    if kind == "ddp":
         start = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     else:
         start = ["accelerate.commands.launch", "--config_file", str(changed), "--main_process_port", str(port)]

@@ -55,7 +55,7 @@ def test_translation_with_fsdp2_leaves_a_whole_policy(tmp_path):
     pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
     flags = ["--policy_ckpt", str(CHECKPOINTS / "tiny-mt5"), "--holistic_model", str(CHECKPOINTS / "tiny-ultrarm")]
     flags += ["--grammar_backend", "rules", "--dtype", "float32", "--no_lora", "--train_file", str(pairs)]
-    flags += ["--dev_file", str(pairs), "--max_len", "16", "--max_input_len", "16", "--max_generated_len", "16"]
+    flags += ["--dev_file", str(pairs), "--max_len", "16"]
     flags += ["--batch_size", "4", "--mini_batch_size", "2", "--gradient_accumulation_steps", "1", "--max_steps", "1"]
     flags += ["--eval_interval", "0", "--report_to", "none", "--save_dir", str(tmp_path / "run")]
     done = launch("FSDP2", tmp_path, ROOT / "MT" / "train_ppo.py", *flags)
