@@ -29,7 +29,6 @@ def launch(
     if kind.startswith("ZeRO") and not (DEEPSPEED / "deepspeed").is_dir():
         pytest.skip("build/deepspeed is not here; `make test` installs it")
     settings = yaml.safe_load((CONFIGS / f"{LAUNCHES[kind]}.yaml").read_text()) | {"num_processes": 2}
-    settings["use_cpu"] = not kind.startswith("ZeRO")
     if persist is not None:
         parts = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": persist}}
         parts |= dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu"), "auto")
@@ -45,14 +44,11 @@ def launch(
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT / 'trl'}:{ROOT}",
     }  # fmt: skip
-    environment.pop("ACCELERATE_USE_CPU", None)
+    # accelerate's launch of several GPUs does not hand use_cpu of its file on
+    environment["ACCELERATE_USE_CPU"] = str(not kind.startswith("ZeRO")).lower()
     if kind.startswith("ZeRO"):
         environment["PYTHONPATH"] += f":{DEEPSPEED}"
         environment["DS_ACCELERATOR"] = "cpu"
-    if kind == "ddp":  # accelerate's launch of MULTI_GPU does not hand use_cpu on
-        environment["ACCELERATE_USE_CPU"] = "true"
-        start = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    else:
-        start = ["accelerate.commands.launch", "--config_file", str(changed), "--main_process_port", str(port)]
-    command = [sys.executable, "-m", *start, str(script), *arguments]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(changed)]
+    command += ["--main_process_port", str(port), str(script), *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
