@@ -44,14 +44,12 @@ def launch(
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT / 'trl'}:{ROOT}",
     }  # fmt: skip
-    environment["ACCELERATE_USE_CPU"] = "true"  # not use_cpu, which the launch of several processes does not hand on
+    # accelerate's launch of several GPUs does not hand use_cpu of its file on
+    environment["ACCELERATE_USE_CPU"] = str(not kind.startswith("ZeRO")).lower()
     if kind.startswith("ZeRO"):
         del environment["ACCELERATE_USE_CPU"]
         environment["PYTHONPATH"] += f":{DEEPSPEED}"
         environment["DS_ACCELERATOR"] = "cpu"
-    if kind == "ddp":
-        start = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    else:
-        start = ["accelerate.commands.launch", "--config_file", str(changed), "--main_process_port", str(port)]
-    command = [sys.executable, "-m", *start, str(script), *arguments]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(changed)]
+    command += ["--main_process_port", str(port), str(script), *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
