@@ -201,12 +201,12 @@ def test_settings_that_are_not_supported_are_refused(launched, words):
     assert "\n" not in str(error.value)
 
 
-def test_layers_are_not_computed_again_with_zero3():
+def test_layers_are_not_computed_again_where_weights_are_in_parts():
     config = PPOConfig(gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="gradient_checkpointing"):
-        sharding_of(deepspeed({"stage": 3}), config)
+    for launched in (deepspeed({"stage": 3}), fsdp()):
+        with pytest.raises(ValueError, match="gradient_checkpointing"):
+            sharding_of(launched, config)
     sharding_of(deepspeed({"stage": 2}), config)
-    sharding_of(fsdp(), config)
 
 
 @pytest.mark.parametrize(

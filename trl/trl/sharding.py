@@ -341,7 +341,7 @@ def sharding_of(accelerator: Accelerator, config: PPOConfig) -> Replicated:
         state.fsdp_plugin = config.accelerator_kwargs.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
         state.distributed_type = DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.FSDP:
-        _check_fsdp(state.fsdp_plugin)
+        _check_fsdp(state.fsdp_plugin, config)
         return Fsdp2(accelerator, config)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = _checked_stage(state.deepspeed_plugin, config)
@@ -349,7 +349,7 @@ def sharding_of(accelerator: Accelerator, config: PPOConfig) -> Replicated:
     return Replicated(accelerator, config)
 
 
-def _check_fsdp(plugin: Any) -> None:
+def _check_fsdp(plugin: Any, config: PPOConfig) -> None:
     if plugin.fsdp_version != 2:
         raise ValueError("PPOTrainer does not run under FSDP 1; set fsdp_version: 2 in the launch file")
     problems = {
@@ -360,6 +360,8 @@ def _check_fsdp(plugin: Any) -> None:
     for flag, on in problems.items():
         if on:
             raise ValueError(f"PPOTrainer does not support {flag}; set it to false in the launch file")
+    if config.gradient_checkpointing:
+        raise ValueError("gradient_checkpointing was not tried with FSDP2; turn it off, or use ZeRO-2")
 
 
 def _checked_stage(plugin: Any, config: PPOConfig) -> int:
