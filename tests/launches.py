@@ -52,4 +52,4 @@ def launch(
         environment["DS_ACCELERATOR"] = "cpu"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(changed)]
     command += ["--main_process_port", str(port), str(script), *arguments]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=800)

@@ -27,6 +27,7 @@ def trained(run) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_long_form_qa_with_zero3_stops_and_goes_on(world, tmp_path):
     script = ROOT / "long-form-QA" / "train_ppo.py"

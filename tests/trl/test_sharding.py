@@ -56,44 +56,55 @@ def models(tmp_path_factory, tiny_gpt2):
     }
 
 
-CASES = ["fresh LoRA", "all weights", "trained LoRA", "decoder-only"]
+CASES = ("fresh LoRA", "all weights")
+MORE = ("trained LoRA", "decoder-only")  # of which `make test-all` is the place: a launch takes half a minute
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, models):
-    """A function: kind of launch -> name of a training -> Case. A launch has all trainings, and happens once."""
-    found: dict[str, dict[str, Case]] = {}
+    """A function: kind of launch and names of trainings -> name -> Case. Each launch happens once."""
+    found: dict[tuple[str, tuple[str, ...]], dict[str, Case]] = {}
 
-    def of(kind: str) -> dict[str, Case]:
-        if kind not in found:
+    def of(kind: str, names: tuple[str, ...]) -> dict[str, Case]:
+        if (kind, names) not in found:
             out = tmp_path_factory.mktemp(LAUNCHES[kind])
-            cases = [word for name in CASES for word in (name, *models[name], "float32")]
+            cases = [word for name in names for word in (name, *models[name], "float32")]
             persist = 0 if kind == "ZeRO-3" else None
             done = launch(kind, out, FOLDER / "sharded_processes.py", str(out), *cases, persist=persist)
             assert done.returncode == 0, done.stderr[-3000:]
-            found[kind] = {
+            found[kind, names] = {
                 name: Case(
                     json.loads((out / name / "results.json").read_text()),
                     load_file(out / name / "weights.safetensors"),
                     out / name,
                 )
-                for name in CASES
+                for name in names
             }
-        return found[kind]
+        return found[kind, names]
 
     return of
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in SHARDED])
+FEW = [pytest.mark.slow]
+MANY = [pytest.mark.slow, pytest.mark.whole]
+PAIRS = [
+    pytest.param((kind, names), id=f"{kind}-{names[0]}", marks=marks)
+    for names, marks in ((CASES, FEW), (MORE, MANY))
+    for kind in SHARDED
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def both(request, runs):
     """The trainings by DDP, and those of one kind of sharding."""
-    sharded = runs(request.param)
-    assert {case.results["sharding"] for case in sharded.values()} == {request.param}
-    return runs("ddp"), sharded
+    kind, names = request.param
+    sharded = runs(kind, names)
+    assert {case.results["sharding"] for case in sharded.values()} == {kind}
+    return runs("ddp", names), sharded
 
 
 def test_statistics_and_weights_are_those_of_ddp(both):
-    for name in CASES:
+    for name in both[0]:
         ddp, sharded = (kind[name] for kind in both)
         for one, other in zip(ddp.results["stats"], sharded.results["stats"], strict=True):
             assert one.keys() == other.keys()
@@ -107,7 +118,7 @@ def test_statistics_and_weights_are_those_of_ddp(both):
 
 def test_texts_are_those_of_ddp(both):
     """Greedy and sampled, of policy and reference, by calls whose number and length differ between processes."""
-    for name in CASES:
+    for name in both[0]:
         ddp, sharded = (kind[name] for kind in both)
         assert sharded.results["texts"] == ddp.results["texts"]
         before, after = ddp.results["texts"][0][0], ddp.results["texts"][0][-1]
@@ -116,7 +127,7 @@ def test_texts_are_those_of_ddp(both):
 
 @pytest.mark.slow
 def test_a_training_has_updates_early_stops_and_skipped_updates(runs):
-    for case in runs("ddp").values():
+    for case in runs("ddp", CASES).values():
         stats = case.results["stats"]
         assert stats[0]["ppo/early_stopped"] == 1
         assert stats[2]["ppo/skipped_ratio"] > 0 and stats[2]["ppo/updates"] == 0
@@ -141,7 +152,7 @@ def test_a_state_of_another_launch_or_model_or_a_damaged_one_is_refused(both):
 
 
 def test_what_is_saved_loads_in_one_process(both, models):
-    for name in CASES:
+    for name in both[0]:
         ddp, sharded = (kind[name] for kind in both)
         kind = AutoModelForCausalLMWithValueHead if name == "decoder-only" else AutoModelForSeq2SeqLMWithValueHead
         one, other = (dict(kind.from_pretrained(c.folder / "policy").named_parameters()) for c in (ddp, sharded))
