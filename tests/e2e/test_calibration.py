@@ -174,6 +174,7 @@ def test_what_drift_knows_survives_a_resume(world, train_ppo, calibration, tmp_p
     assert untimed(log_rows(whole)) == untimed(log_rows(parts))
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_two_processes_watch_the_union_of_their_responses(world, calibration, tmp_path):
     flags = drifting(world, calibration, tmp_path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import shutil
 import subprocess
 import sys
@@ -218,6 +219,9 @@ def test_two_nodes_train_one_dies_and_the_run_goes_on(nodes, references, tmp_pat
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+# a thread of torch that still waits for the other node can abort a process that ends, after its error line
+ENDED = (1, -signal.SIGABRT)
+
 EXCHANGE = """
 from alarm.common.errors import report_user_errors
 
@@ -257,7 +261,7 @@ def test_the_node_where_all_meet_dies(nodes, tmp_path):
     started, outputs = start_exchange(nodes, tmp_path)
     wait_for(outputs[0], "exchanged 3", started)
     nodes[0].kill()
-    assert started[1].wait(HUNG) == 1
+    assert started[1].wait(HUNG) in ENDED
     (line,) = error_lines(outputs[1])
     assert line.startswith("error (rank 1): another process of this run has ended")
     assert "Traceback" not in outputs[1].read_text()
@@ -269,7 +273,7 @@ def test_the_cable_is_cut(nodes, tmp_path):
     started, outputs = start_exchange(nodes, tmp_path)
     wait_for(outputs[0], "exchanged 3", started)
     ip("-n", nodes[1].name, "link", "set", nodes[1].end, "down")
-    assert [process.wait(HUNG) for process in started] == [1, 1]
+    assert all(process.wait(HUNG) in ENDED for process in started)
     for output in outputs:
         (line,) = error_lines(output)
         assert "has not answered for 3 s" in line and "ALARM_PROCESS_TIMEOUT" in line

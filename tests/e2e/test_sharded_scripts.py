@@ -43,6 +43,7 @@ def test_long_form_qa_with_zero3_stops_and_goes_on(world, tmp_path):
     assert any(x.any() for name, x in trained(run).items() if ".lora_B." in name)
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_translation_with_fsdp2_leaves_a_whole_policy(tmp_path):
     pairs = tmp_path / "pairs.jsonl"
