@@ -427,10 +427,7 @@ def measure_world(world: World, holistic: HolisticModel | None, folder: Path, ch
         if not settings:
             continue
         name = f"{world.task} generate, {cache} cache"
-        compiles = cache == "compiled"
-        if compiles and check.device == "cpu":
-            check.leave_out(name, "transformers compiles on a GPU alone")
-        elif check.may_start(name, COMPILING if compiles else 0):
+        if may_start_with(cache, name, check):
             try:
                 first = timed(lambda settings=settings: others["answer"](**settings), check.device)
                 runs = repeat(lambda settings=settings: others["answer"](**settings), check)
@@ -441,6 +438,15 @@ def measure_world(world: World, holistic: HolisticModel | None, folder: Path, ch
             found = cost(name, runs, generated, check.facts) | {"first run": first["seconds"]}
             check.stages.append(found)
             say_cost(found)
+
+
+def may_start_with(cache: str, name: str, check: Check) -> bool:
+    """Whether the part `name`, which generates with this cache, is done here and there is time left for it."""
+    compiles = cache == "compiled"
+    if compiles and check.device == "cpu":
+        check.leave_out(name, "transformers compiles on a GPU alone")
+        return False
+    return check.may_start(name, COMPILING if compiles else 0)
 
 
 class NoScores:
@@ -461,10 +467,7 @@ def compare_caches(folder: Path, cache: str, check: Check) -> None:
 
     for kind, name in POLICIES.items():
         what = f"{name} greedy tokens, {cache} cache"
-        compiles = cache == "compiled"
-        if compiles and check.device == "cpu":
-            check.leave_out(what, "transformers compiles on a GPU alone")
-        elif check.may_start(what, COMPILING if compiles else 0):
+        if may_start_with(cache, what, check):
             try:
                 found = cache_line(folder, folder, kind, check.device, "float32", cache)
             except Exception as error:  # as above

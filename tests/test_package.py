@@ -128,7 +128,8 @@ def test_what_the_wheel_needs_and_holds(wheel):
         (about,) = [name for name in names if name.endswith(".dist-info/METADATA")]
         told = files.read(about).decode()
         # links in the tree, files in the wheel
-        for link, target in {"models/weights.py": "weights.py", "common/paths.py": "paths.py"}.items():
+        links = {"models/weights.py": "weights.py", "common/paths.py": "paths.py"}
+        for link, target in (links | {"common/launch_settings.py": "launch.py"}).items():
             assert (ROOT / "alarm" / link).is_symlink()
             assert files.read(f"alarm/{link}") == (ROOT / "trl" / "trl" / target).read_bytes()
     assert {name.split("/")[0] for name in names} == {"alarm", about.split("/")[0]}

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 
 from .errors import TIMEOUT, UserError
+from .launch_settings import asked_for, deepspeed_on_cpu
 
 TWO_CPU_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 SCRIPT ..."
 
@@ -22,7 +23,7 @@ def check_launch() -> None:
     that each believe to be alone and overwrite each other, and `--cpu --num_processes 2` starts one process.
     """
     env = os.environ
-    on_cpu = env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    on_cpu = asked_for("CPU")
     if "WORLD_SIZE" not in env:
         # accelerate's simple launcher sets a master address only when it was asked for several processes
         if on_cpu and "MASTER_ADDR" in env and "RANK" not in env:
@@ -31,7 +32,7 @@ def check_launch() -> None:
                 f"start several with `{TWO_CPU_PROCESSES}`"
             )
         return
-    if on_cpu or _deepspeed_on_cpu():
+    if on_cpu or deepspeed_on_cpu():
         return
     # srun and its like set no LOCAL_WORLD_SIZE: of this machine's processes, this one knows its own number
     local = int(env["LOCAL_RANK"]) + 1 if "LOCAL_RANK" in env else env["WORLD_SIZE"]
@@ -61,12 +62,6 @@ def process_timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _deepspeed_on_cpu() -> bool:
-    """Whether this process was launched for DeepSpeed without GPUs. `trl.launch` asks the same for its trainer."""
-    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and "LOCAL_RANK" in os.environ
-    return asked and os.environ.get("DS_ACCELERATOR") == "cpu"
-
-
 def process_state():
     """accelerate's PartialState: this process's rank and device.
 
@@ -78,7 +73,7 @@ def process_state():
     from accelerate.utils import parse_flag_from_env
 
     # accelerate chooses a backend by the GPU that it finds
-    backend = {"backend": "gloo"} if _deepspeed_on_cpu() else {}
+    backend = {"backend": "gloo"} if deepspeed_on_cpu() else {}
     timeout = process_timeout()
     try:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout, **backend)

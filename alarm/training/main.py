@@ -10,6 +10,7 @@ from ..api import Settings, Task
 from ..common.errors import UserError
 from ..common.flags import check_holistic, parser
 from ..common.launch import check_launch, process_state
+from ..common.launch_settings import check_launch_settings
 from ..common.prompts import uses_chat
 from .calibration import calibrated_models, constants_of, read_calibration, use_calibration
 from .flags import add_ppo_flags, check_ppo_flags, parse_ppo_flags, resolve_policy
@@ -122,8 +123,6 @@ def run_task(task: Task, args: argparse.Namespace) -> None:
 
 def check_sharding() -> None:
     """Raise UserError for a launch whose DeepSpeed or FSDP settings cannot work. Loads no model."""
-    from trl.launch import check_launch_settings
-
     try:
         check_launch_settings()
     except ValueError as error:

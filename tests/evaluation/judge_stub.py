@@ -12,16 +12,20 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+if __name__ == "__main__":  # pytest has the folder on its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from http_stub import HttpStub, Response, send_response
 
 PASSING = ("429", "500", "timeout", "truncated", "str")  # faults of a prompt's first attempt
 LASTING = ("refusal", "output (c)")  # faults that asking again would repeat
 FAULTS = PASSING + LASTING
-
-Response = tuple[int, dict[str, str], str]  # status, headers, body
 
 
 def completion(content: str | None, refusal: str | None = None, finish: str = "stop") -> Response:
@@ -67,12 +71,9 @@ def planned_fault(prompt: str, share: float) -> str | None:
     return FAULTS[(number // 10_000) % len(FAULTS)] if number % 10_000 < share * 10_000 else None
 
 
-class JudgeStub:
-    """Serves from a thread of this process; use as a context manager.
-
-    faults: share of the prompts that meet one. latency: seconds before an answer. hang: seconds that a request waits
+class JudgeStub(HttpStub):
+    """faults: share of the prompts that meet one. latency: seconds before an answer. hang: seconds that a request waits
     which is never answered. respond: called with the prompt and the attempt (from 0) before all else; None: as usual.
-    log: one dictionary per request, in the order of arrival.
     """
 
     def __init__(
@@ -84,54 +85,21 @@ class JudgeStub:
         respond: Callable[[str, int], Response | None] | None = None,
         port: int = 0,
     ):
+        super().__init__(port)
         self.faults, self.latency, self.hang, self.retry_after = faults, latency, hang, retry_after
         self.respond = respond
-        self.log: list[dict] = []
-        self.in_flight = self.most_in_flight = 0
+        self.url += "/v1"
         self._attempts: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # headers and body go in two writes
-
-            def do_POST(self):
-                stub._serve(self)
-
-            def log_message(self, *_):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128
-            daemon_threads = True
-
-            def handle_error(self, *_):  # a client that went away
-                pass
-
-        self._server = Server(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-
-    def __enter__(self) -> JudgeStub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
 
     def answered(self) -> list[str]:
         """The prompts that were answered by a whole completion, in order, repeats included."""
-        with self._lock:
+        with self.lock:
             return [entry["prompt"] for entry in self.log if entry["outcome"] in ("answer", *LASTING)]
 
-    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+    def serve(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         prompt = request["messages"][0]["content"]
-        with self._lock:
+        with self.lock:
             attempt = self._attempts.get(prompt, 0)
             self._attempts[prompt] = attempt + 1
             self.in_flight += 1
@@ -147,32 +115,26 @@ class JudgeStub:
             }
             self.log.append(entry)
         outcome, response = self._response(prompt, attempt)
-        with self._lock:  # before the client can know, or it could send the next one first
+        with self.lock:  # before the client can know, or it could send the next one first
             entry["outcome"] = outcome
             self.in_flight -= 1
         if response is None:
-            self._closing.wait(self.hang)
+            self.closing.wait(self.hang)
             handler.close_connection = True
             return
-        status, headers, body = response
-        content = body.encode()
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(content)
+        send_response(handler, response)
 
     def _response(self, prompt: str, attempt: int) -> tuple[str, Response | None]:
         """What happened, and what to send; None: nothing, ever."""
         if self.respond and (planned := self.respond(prompt, attempt)):
-            self._closing.wait(self.latency)
+            self.closing.wait(self.latency)
             return ("answer" if planned[0] == 200 else str(planned[0])), planned
         fault = planned_fault(prompt, self.faults)
         if fault in PASSING and attempt > 0:
             fault = None
         if fault == "timeout":
             return fault, None
-        self._closing.wait(self.latency)
+        self.closing.wait(self.latency)
         if fault == "429":
             return fault, error(429, "slow down", Retry_After=self.retry_after)
         if fault == "500":

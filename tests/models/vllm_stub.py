@@ -8,11 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
-Response = tuple[int, dict[str, str], str]  # status, headers, body
+if __name__ == "__main__":  # pytest has the folder on its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from http_stub import HttpStub, Response, send_response
+
 Scores = Callable[[Sequence[Sequence[int]]], list[float]]
 
 
@@ -40,13 +45,11 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-class VllmStub:
-    """Serves from a thread of this process; use as a context manager.
-
-    scores: rows of token ids -> raw scores. activation: what vLLM applies unless `use_activation` is false. old: it
+class VllmStub(HttpStub):
+    """scores: rows of token ids -> raw scores. activation: what vLLM applies unless `use_activation` is false. old: it
     does not know `use_activation`. respond: called with the path, the request and its number (from 0, of all of them)
     before all else; None: as usual; "drop": the connection ends in the middle of the answer; "hang": no answer for
-    `hang` s. log: one dictionary per request, in the order of arrival.
+    `hang` s.
     """
 
     def __init__(
@@ -61,58 +64,23 @@ class VllmStub:
         hang: float = 2.0,
         port: int = 0,
     ):
+        super().__init__(port)
         self.scores, self.name, self.activation, self.old, self.key = scores, name, activation, old, key
         self.max_model_len, self.respond, self.hang = max_model_len, respond, hang
         self.cards = [{"id": name, "object": "model", "root": name, "parent": None, "max_model_len": max_model_len}]
-        self.log: list[dict] = []
-        self.in_flight = self.most_in_flight = 0
-        self._lock, self._model, self._closing = threading.Lock(), threading.Lock(), threading.Event()
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # headers and body go in two writes
-
-            def do_GET(self):
-                stub._serve(self, {})
-
-            def do_POST(self):
-                stub._serve(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-            def log_message(self, *_):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128
-            daemon_threads = True
-
-            def handle_error(self, *_):  # a client that went away
-                pass
-
-        self._server = Server(("127.0.0.1", port), Handler)
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-
-    def __enter__(self) -> VllmStub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._model = threading.Lock()
 
     def asked(self, path: str = "/classify") -> list[dict]:
         """The requests to a path so far."""
-        with self._lock:
+        with self.lock:
             return [entry["request"] for entry in self.log if entry["path"] == path]
 
-    def _serve(self, handler: BaseHTTPRequestHandler, request: dict) -> None:
-        if self._closing.is_set():  # on a connection from before the end
+    def serve(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"] or 0)) or "{}")
+        if self.closing.is_set():  # on a connection from before the end
             handler.close_connection = True
             return
-        with self._lock:
+        with self.lock:
             number = len(self.log)
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -120,23 +88,13 @@ class VllmStub:
             self.log.append({"path": handler.path, "request": request, **headers})
         planned = self.respond(handler.path, request, number) if self.respond else None
         response = planned if isinstance(planned, tuple) else self._response(handler, request)
-        with self._lock:  # before the client can know, or it could send the next one first
+        with self.lock:  # before the client can know, or it could send the next one first
             self.in_flight -= 1
         if planned == "hang":
-            self._closing.wait(self.hang)
+            self.closing.wait(self.hang)
             handler.close_connection = True
             return
-        status, headers, body = response
-        content = body.encode()
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        if planned == "drop":
-            handler.wfile.write(content[: len(content) // 2])
-            handler.close_connection = True
-            return
-        handler.wfile.write(content)
+        send_response(handler, response, 0.5 if planned == "drop" else 1.0)
 
     def _response(self, handler: BaseHTTPRequestHandler, request: dict) -> Response:
         if self.key is not None and handler.headers["Authorization"] != f"Bearer {self.key}":

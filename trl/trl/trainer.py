@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,7 @@ from .launch import asked_for, check_launch_settings, deepspeed_on_cpu
 from .ppo_math import AdaptiveKLController, FixedKLController, LossSums, RunningMoments
 from .recomputation import recomputed_layers
 from .reference import create_reference_model
-from .sharding import (
-    TRAINABLE_FILE,
-    DamagedStateError,
-    Replicated,
-    sharding_of,
-)
+from .sharding import TRAINABLE_FILE, DamagedStateError, Replicated, sharding_of
 
 STATE_FILE = "trainer_state.json"
 STATE_PATTERNS = (TRAINABLE_FILE, "*.bin", "*.pkl", "**/*.pt")  # of the files that accelerate and DeepSpeed write
@@ -343,15 +338,13 @@ class PPOTrainer:
     def kl_ctl(self, controller: FixedKLController) -> None:
         self.kl_controller = controller
 
-    @contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def whole_weights(self) -> AbstractContextManager[None]:
         """`policy` has its weights inside, also under ZeRO-3 and FSDP2, which split them at other times.
 
         Every process enters and leaves it. Inside, `generate` and `reference_logits` may be called by any process, any
         number of times; outside, by every process together, because each call brings the weights together once.
         """
-        with self._sharding.whole():
-            yield
+        return self._sharding.whole()
 
     def prepare_model_inputs(self, queries: Sequence[Tensor], responses: Sequence[Tensor]) -> dict:
         """Arguments of the model's forward whose outputs score the response tokens: B x (Q_i,) and B x (T_i,) ids."""
@@ -493,7 +486,7 @@ class PPOTrainer:
             raise ValueError(f"give generate one query of shape (Q,) or a list of them, not {tuple(queries.shape)}")
         _check_ids("query", queries)
         self.policy.eval()
-        self._drop_gradients()  # those of the last `step` take memory
+        self._sharding.drop_gradients()  # those of the last `step` take memory
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         with self.whole_weights():
             for start in range(0, len(queries), batch_size or max(len(queries), 1)):
@@ -572,7 +565,7 @@ class PPOTrainer:
         # another trainer in this process may have changed accelerate's shared setting
         self.accelerator.gradient_accumulation_steps = self.config.gradient_accumulation_steps
         self.policy.eval()
-        self._drop_gradients()
+        self._sharding.drop_gradients()
         self._check_inputs(queries, responses, scores, response_masks)
         names = self._group_names(queries, groups)
         responses, scores, response_masks = self._without_start(responses, scores, response_masks)
@@ -902,7 +895,7 @@ class PPOTrainer:
         Returns the verdict (a key of the counts) and adds to `seen`.
         """
         config, accelerator = self.config, self.accelerator
-        self._drop_gradients()
+        self._sharding.drop_gradients()
         tokens = self._total(experience.mask[rows].sum())
         # accelerate divides by the accumulation steps, and the processes' gradients are averaged: undo both
         scale = config.gradient_accumulation_steps * accelerator.num_processes / tokens
@@ -930,7 +923,7 @@ class PPOTrainer:
                         else:
                             verdict = "skipped_nonfinite"
                     if verdict != "updates":
-                        self._drop_gradients()
+                        self._sharding.drop_gradients()
         return verdict
 
     def _mini_batch_sums(self, experience: _Experience, rows: list[int]) -> tuple[LossSums, Tensor]:
@@ -979,9 +972,6 @@ class PPOTrainer:
         if ppo_math.ratio_guard(means["policy/ratio"], self.config.ratio_threshold):
             return "skipped_ratio"
         return "updates" if math.isfinite(means["loss/total"]) else "skipped_nonfinite"
-
-    def _drop_gradients(self) -> None:
-        self._sharding.drop_gradients()
 
     @contextmanager
     def _only_lora_dropout(self):
